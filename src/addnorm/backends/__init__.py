@@ -1,0 +1,9 @@
+"""Backends: one file each, one table, one choice."""
+
+from .base import Backend as Backend
+from .base import Support as Support
+from .table import BACKENDS as BACKENDS
+from .table import Dispatch as Dispatch
+from .table import explain as explain
+from .table import select as select
+from .table import transforms_active as transforms_active

@@ -1,0 +1,55 @@
+"""What a backend is: says what it can do, and does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from ..call import Call, Gradient
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether a backend can carry out a call, and if not, why."""
+
+    ok: bool
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    @classmethod
+    def no(cls, reason: str) -> Support:
+        return cls(False, reason)
+
+
+YES = Support(True)
+
+
+class Backend(Protocol):
+    """Carries out forward and backward calls, on the devices and dtypes that it says it supports."""
+
+    name: ClassVar[str]
+
+    def supports(self, call: Call) -> Support:
+        """Whether this backend can carry out the call, here and now."""
+        ...
+
+    def forward(
+        self,
+        call: Call,
+        *,
+        keep_stream: bool,
+        keep_stats: bool,
+        out: Tensor | None = None,
+        stream_out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """y, the stream and the statistics; the last two None unless kept. `out` and `stream_out` receive
+        y and the stream where given."""
+        ...
+
+    def backward(self, call: Gradient) -> dict[str, Tensor | None]:
+        """The gradient of each operand, None where it is not needed."""
+        ...

@@ -1,0 +1,58 @@
+"""The backends in order of preference, and the one place that chooses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.autograd import forward_ad
+
+from ..call import Call, lookup
+from .base import Backend, Support
+from .cpu import Cpu
+from .eager import Eager
+
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Eager())}
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """Which backend a call takes, and what each says of it."""
+
+    chosen: str
+    support: dict[str, Support]
+
+    def __str__(self) -> str:
+        lines = [f"{self.chosen} takes this call"]
+        lines += [
+            f"  {name}: {'yes' if support else 'no, ' + support.reason}" for name, support in self.support.items()
+        ]
+        return "\n".join(lines)
+
+
+def select(call: Call, name: str | None = None) -> Backend:
+    """The named backend, or the first that supports the call. A named one that can not is an error."""
+    if name is None:
+        return next(backend for backend in BACKENDS.values() if supports(backend, call))
+    backend = lookup("backend", name, BACKENDS)
+    support = supports(backend, call)
+    if not support:
+        raise ValueError(f"backend={name!r} can not take this call: {support.reason}")
+    return backend
+
+
+def explain(call: Call) -> Dispatch:
+    return Dispatch(select(call).name, {name: supports(backend, call) for name, backend in BACKENDS.items()})
+
+
+def supports(backend: Backend, call: Call) -> Support:
+    if backend.name != Eager.name and transforms_active():
+        return Support.no("torch.func transforms and forward-mode AD differentiate the plain torch of 'eager' only")
+    return backend.supports(call)
+
+
+def transforms_active() -> bool:
+    """Whether the call runs under torch.func (grad, vmap, jvp, ...) or forward-mode AD."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0

@@ -1,0 +1,342 @@
+"""One Add & Norm call, described once: what it computes, and every check and error text.
+
+Nothing below this file knows how a call is carried out; nothing above it validates again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+OPERANDS = ("x", "residual", "weight", "bias", "branch_bias", "branch_scale", "row_scale")
+SEED_LIMIT = 2**63
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A forward call. The fields are the arguments of ``addnorm::forward``, in its order.
+
+    ``dropout_p`` is 0 where dropout is off; ``seed`` is then None. ``row_scale`` has the shape
+    ``x.shape[:-1]`` and ``branch_scale`` is a tensor, 0-d or ``(d,)``.
+    """
+
+    x: Tensor
+    residual: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    branch_bias: Tensor | None = None
+    branch_scale: Tensor | None = None
+    row_scale: Tensor | None = None
+    seed: Tensor | None = None
+    norm: str = "layer"
+    eps: float = 1e-5
+    residual_scale: float = 1.0
+    dropout_p: float = 0.0
+    weight_offset: float = 0.0
+    out_dtype: torch.dtype
+    stream_dtype: torch.dtype
+
+    @property
+    def operands(self) -> dict[str, Tensor | None]:
+        """The tensors that differentiate, by argument name."""
+        return {name: getattr(self, name) for name in OPERANDS}
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type of the arithmetic, the sums and the statistics."""
+        tensors = self.operands.values()
+        wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
+        return torch.float64 if wide else torch.float32
+
+    @property
+    def stream_is_x(self) -> bool:
+        """Whether z equals x bit for bit, so that x itself can be kept for the backward."""
+        return self.residual is None and self.branch_is_plain and self.stream_dtype == self.x.dtype
+
+    @property
+    def branch_is_plain(self) -> bool:
+        """Whether z = residual_scale * residual + x: no bias, scale or dropout on the branch."""
+        extras = (self.branch_bias, self.branch_scale, self.row_scale)
+        return self.dropout_p == 0 and all(extra is None for extra in extras)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient:
+    """A backward call. The fields are the arguments of ``addnorm::backward``, in its order.
+
+    ``dy`` and ``ds`` are the gradients of y and of the stream; None means zero. ``z`` is the stream as
+    stored, ``x`` is there where the gradient of a scale is needed. ``needs`` says which of `OPERANDS`
+    want a gradient.
+    """
+
+    dy: Tensor | None
+    ds: Tensor | None
+    z: Tensor
+    stats: Tensor
+    x: Tensor | None = None
+    weight: Tensor | None = None
+    branch_bias: Tensor | None = None
+    branch_scale: Tensor | None = None
+    row_scale: Tensor | None = None
+    seed: Tensor | None = None
+    norm: str
+    eps: float
+    residual_scale: float
+    dropout_p: float
+    weight_offset: float
+    x_dtype: torch.dtype
+    residual_dtype: torch.dtype
+    bias_dtype: torch.dtype
+    needs: Sequence[bool]
+
+    @property
+    def needed(self) -> dict[str, bool]:
+        return dict(zip(OPERANDS, self.needs, strict=True))
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type of the arithmetic: the one in which the forward kept its statistics."""
+        return self.stats.dtype
+
+
+def describe(
+    x: Tensor,
+    residual: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    norm: str = "layer",
+    eps: float = 1e-5,
+    branch_bias: Tensor | None = None,
+    branch_scale: float | Tensor | None = None,
+    row_scale: Tensor | None = None,
+    residual_scale: float = 1.0,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    seed: int | Tensor | None = None,
+    weight_offset: float = 0.0,
+    out_dtype: torch.dtype | None = None,
+    stream_dtype: torch.dtype | None = None,
+) -> Call:
+    """The public arguments, checked, as a `Call`. Draws nothing: `with_seed` does, once all is known to be well."""
+    check_tensor("x", x, x)
+    if x.dim() == 0:
+        raise ValueError("x has no dimension to normalise over: shape (..., d) is needed, got ()")
+    width = x.shape[-1:]
+    check_tensor("residual", residual, x, shapes=(x.shape,))
+    for name, vector in (("weight", weight), ("bias", bias), ("branch_bias", branch_bias)):
+        check_tensor(name, vector, x, shapes=(width,))
+    if isinstance(branch_scale, Tensor):
+        check_tensor("branch_scale", branch_scale, x, shapes=((), width))
+    elif branch_scale is not None:
+        check_number("branch_scale", branch_scale)
+    if row_scale is not None:
+        row_scale = check_row_scale(row_scale, x)
+    check_number("eps", eps, low=0.0)
+    check_number("residual_scale", residual_scale)
+    check_number("weight_offset", weight_offset)
+    check_probability("dropout_p", dropout_p)
+    if weight_offset != 0 and weight is None:
+        raise ValueError(f"weight_offset={weight_offset} is added to weight, but weight is None")
+    stored = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    for name, dtype in (("out_dtype", out_dtype), ("stream_dtype", stream_dtype)):
+        check_dtype(name, dtype)
+    check_seed(seed, x)
+    drops = training and dropout_p > 0
+    call = Call(
+        x=x,
+        residual=residual,
+        weight=weight,
+        bias=bias,
+        branch_bias=branch_bias,
+        branch_scale=branch_scale if isinstance(branch_scale, Tensor) else None,
+        row_scale=row_scale,
+        seed=as_tensor(seed, x.device) if drops else None,
+        norm=norm,
+        eps=float(eps),
+        residual_scale=float(residual_scale),
+        dropout_p=float(dropout_p) if drops else 0.0,
+        weight_offset=float(weight_offset),
+        out_dtype=out_dtype or autocast_dtype(x.device) or stored,
+        stream_dtype=stream_dtype or stored,
+    )
+    if branch_scale is None or isinstance(branch_scale, Tensor):
+        return call
+    factor = torch.full((), branch_scale, dtype=call.compute_dtype, device=x.device)
+    return replace(call, branch_scale=factor)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast makes of y: float32 on CUDA, where torch's norms are in its float32 list; nothing on the CPU."""
+    if device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+        return torch.float32
+    return None
+
+
+def as_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor | None:
+    """The seed as a 0-d int64 tensor."""
+    if seed is None:
+        return None
+    if isinstance(seed, Tensor):
+        return seed.reshape(())
+    return torch.full((), seed, dtype=torch.int64, device=device)
+
+
+def with_seed(call: Call) -> Call:
+    """The call with a seed from torch's generator, if it drops out and has none."""
+    if call.dropout_p == 0 or call.seed is not None:
+        return call
+    return replace(call, seed=torch.randint(SEED_LIMIT - 1, (), dtype=torch.int64, device=call.x.device))
+
+
+def dropout_threshold(p: float) -> int:
+    """An element is dropped iff its 16-bit lane is below this."""
+    return min(round(65536 * p), 65535)
+
+
+# -- the checks: each names the argument, what came and what is allowed ---------------------------
+
+
+def check_tensor(name: str, value: Any, x: Tensor, shapes: Sequence[Sequence[int]] | None = None) -> None:
+    """A dense floating-point tensor on x's device, of one of the shapes; None passes."""
+    if value is None and name != "x":
+        return
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        layout = "nested" if value.is_nested else value.layout
+        raise TypeError(f"{name} must be a dense (strided) tensor, got {layout}")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"{name} must be {names(DTYPES)}, got {value.dtype}")
+    if value.device != x.device:
+        raise ValueError(f"{name} is on {value.device}, x on {x.device}: all tensors must be on one device")
+    if shapes is not None and all(tuple(value.shape) != tuple(shape) for shape in shapes):
+        allowed = " or ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, x {tuple(x.shape)}: {name} must have shape {allowed}")
+
+
+def check_row_scale(row_scale: Any, x: Tensor) -> Tensor:
+    """row_scale expanded to one number per row."""
+    check_tensor("row_scale", row_scale, x)
+    rows = x.shape[:-1]
+    fits = row_scale.dim() <= len(rows) and all(
+        have in (1, want) for have, want in zip(reversed(row_scale.shape), reversed(rows), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"row_scale has shape {tuple(row_scale.shape)}: it must be broadcastable to x.shape[:-1] = {tuple(rows)}"
+        )
+    return row_scale.expand(rows)
+
+
+def check_number(name: str, value: Any, low: float = -math.inf) -> None:
+    """A finite number, at least `low`."""
+    if isinstance(value, (bool, Tensor)) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not (low <= value < math.inf and value > -math.inf):
+        allowed = "a finite number" if low == -math.inf else f"a finite number >= {low:g}"
+        raise ValueError(f"{name} must be {allowed}, got {value}")
+
+
+def check_probability(name: str, value: Any) -> None:
+    check_number(name, value)
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
+
+
+def check_dtype(name: str, value: Any) -> None:
+    if value is None or (isinstance(value, torch.dtype) and value in DTYPES):
+        return
+    kind = ValueError if isinstance(value, torch.dtype) else TypeError
+    raise kind(f"{name} must be None, {names(DTYPES)}, got {value}")
+
+
+def check_seed(seed: Any, x: Tensor) -> None:
+    """None, an int of 64 bits, or an int64 tensor with one element on x's device."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise TypeError(f"seed must be one torch.int64, got {seed.dtype} of shape {tuple(seed.shape)}")
+        if seed.device != x.device:
+            raise ValueError(f"seed is on {seed.device}, x on {x.device}: all tensors must be on one device")
+    elif seed is not None:
+        if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
+            raise TypeError(f"seed must be an int, an int64 tensor or None, got {type(seed).__name__}")
+        if not -SEED_LIMIT <= seed < SEED_LIMIT:
+            raise ValueError(f"seed must fit in 64 bits, [-2**63, 2**63), got {seed}")
+
+
+def check_out(name: str, out: Any, dtype: torch.dtype, call: Call) -> None:
+    """A tensor for a result: of x's shape and the result's dtype, no gradient, no overlap but exactly x or residual."""
+    if out is None:
+        return
+    check_tensor(name, out, call.x, shapes=(call.x.shape,))
+    if out.dtype != dtype:
+        raise ValueError(f"{name} has dtype {out.dtype}: this result has dtype {dtype}")
+    tensors = {**call.operands, name: out}
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values()):
+        raise ValueError(f"{name} is for inference: call under torch.no_grad(), or without {name}, to have gradients")
+    if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
+        raise ValueError(f"{name} is an expanded view: several of its elements share one place in memory")
+    for other, tensor in call.operands.items():
+        same = other in ("x", "residual") and tensor is not None and is_same_view(out, tensor)
+        if tensor is not None and not same and overlaps(out, tensor):
+            raise ValueError(f"{name} overlaps {other} in memory: it may be exactly x or residual, or be apart")
+
+
+def check_apart(out: Tensor | None, stream_out: Tensor | None) -> None:
+    if out is not None and stream_out is not None and overlaps(out, stream_out):
+        raise ValueError("out and stream_out overlap in memory: they must be apart")
+
+
+def is_same_view(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.stride() == b.stride()
+
+
+def overlaps(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors share memory: exact for views of equal strides, else by the spans they cover."""
+    if torch.compiler.is_compiling() or 0 in (a.numel(), b.numel()):
+        return False  # while compiling there are no addresses; functionalisation copies what overlaps
+    start_a, start_b = a.data_ptr(), b.data_ptr()
+    if start_a + span(a) <= start_b or start_b + span(b) <= start_a:
+        return False
+    delta = start_b - start_a
+    if a.stride() != b.stride() or a.dtype != b.dtype or delta % a.itemsize:
+        return True
+    dims = sorted(zip(a.stride(), a.shape, strict=True), reverse=True)
+    return meets(delta // a.itemsize, dims)
+
+
+def span(t: Tensor) -> int:
+    """Bytes from the first element to the end of the last."""
+    return (1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))) * t.itemsize
+
+
+def meets(delta: int, dims: Sequence[tuple[int, int]]) -> bool:
+    """Whether delta is a sum of i * stride with |i| < size, for nested strides, largest first."""
+    if not dims:
+        return delta == 0
+    (stride, size), *inner = dims
+    if stride == 0:
+        return meets(delta, inner)
+    return any(abs(i) < size and meets(delta - i * stride, inner) for i in (delta // stride, delta // stride + 1))
+
+
+def names(dtypes: Sequence[torch.dtype]) -> str:
+    *most, last = map(str, dtypes)
+    return f"{', '.join(most)} or {last}"
+
+
+Row = TypeVar("Row")
+
+
+def lookup(what: str, name: Any, table: Mapping[str, Row]) -> Row:
+    """The row of a table, or the error that lists what there is."""
+    if isinstance(name, str) and name in table:
+        return table[name]
+    raise ValueError(f"{what}={name!r} is unknown; there are: {', '.join(map(repr, table))}")

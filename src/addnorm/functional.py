@@ -1,0 +1,187 @@
+"""The public calls: `add_norm` and `add_norm_stream`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+from .backends import Dispatch, explain, select, transforms_active
+from .backends.native import EXTENSION
+from .call import Call, check_apart, check_out, describe, lookup, with_seed
+from .norms import NORMS
+
+
+def add_norm(
+    x: Tensor,
+    residual: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    norm: str = "layer",
+    eps: float = 1e-5,
+    branch_bias: Tensor | None = None,
+    branch_scale: float | Tensor | None = None,
+    row_scale: Tensor | None = None,
+    residual_scale: float = 1.0,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    seed: int | Tensor | None = None,
+    weight_offset: float = 0.0,
+    out_dtype: torch.dtype | None = None,
+    stream_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Add & Norm in one pass over memory::
+
+        z = residual_scale * residual + row_scale * branch_scale * dropout(x + branch_bias)
+        y = (weight_offset + weight) * (z - mean) / sqrt(var + eps) + bias       # mean = 0 for "rms"
+
+    Mean and variance (biased) are per row, over the last dimension.
+
+    Args:
+        x: The branch, a sublayer's output, ``(..., d)``: float64, float32, bfloat16 or float16, any strides.
+        residual: The skip, of x's shape; None means 0, a plain fused norm.
+        weight, bias: gamma and beta, ``(d,)``.
+        norm: ``"layer"`` or ``"rms"``.
+        eps: Added to the variance, inside the root; 0 is allowed.
+        branch_bias: Added to x before dropout, ``(d,)``: a Linear's bias.
+        branch_scale: A number, a 0-d or a ``(d,)`` tensor: LayerScale, ReZero.
+        row_scale: One number per row, broadcastable to ``x.shape[:-1]``: stochastic depth, masks.
+        residual_scale: A number: DeepNorm's alpha.
+        dropout_p: Probability of dropping an element of the branch, in [0, 1); kept ones are multiplied by 1/(1-p).
+        training: Without it there is no dropout.
+        seed: Of the dropout mask, an int or an int64 tensor on x's device. None draws one from torch's
+            generator. The mask depends on seed, row and column alone: the same on every backend.
+        weight_offset: 1.0 for norms whose weight is stored around zero (Gemma).
+        out_dtype: y's dtype, by default ``torch.result_type(x, residual)``; float32 under autocast on CUDA.
+        stream_dtype: The dtype in which z is kept for the backward, by default ``torch.result_type(x, residual)``.
+        out: Where y goes, for inference only; may be exactly x or residual, any other overlap is refused.
+        backend: ``"cpu"`` or ``"eager"``; None chooses. A named backend never falls back.
+
+    Returns:
+        y, of x's shape, contiguous.
+
+    The arithmetic and the sums are float32, or float64 if any tensor is; y is rounded once. Differentiates with
+    respect to every tensor, to any order. Kept for the backward: z and the row's statistics, and x where a
+    gradient of branch_scale or row_scale is asked for; never the mask.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is allowed.
+
+    Source: Vaswani et al. 2017 (arXiv:1706.03762), Ba et al. 2016 (1607.06450), Zhang & Sennrich 2019 (1910.07467).
+
+    >>> x, residual = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.0, 0.0, 3.0]])
+    >>> add_norm(x, residual, torch.ones(3), torch.zeros(3))
+    tensor([[-0.9258, -0.4629,  1.3887]])
+    """
+    if EXTENSION is not None and out is None and backend is None and not torch.compiler.is_dynamo_compiling():
+        y = EXTENSION.add_norm(
+            x, residual, weight, bias, norm, eps, branch_bias, branch_scale, row_scale,
+            residual_scale, dropout_p, training, seed, weight_offset, out_dtype, stream_dtype,
+        )  # fmt: skip
+        if y is not None:
+            return y
+    call = describe(
+        x, residual, weight, bias, norm=norm, eps=eps, branch_bias=branch_bias, branch_scale=branch_scale,
+        row_scale=row_scale, residual_scale=residual_scale, dropout_p=dropout_p, training=training, seed=seed,
+        weight_offset=weight_offset, out_dtype=out_dtype, stream_dtype=stream_dtype,
+    )  # fmt: skip
+    y, _ = run(call, backend, out=out)
+    return y
+
+
+def add_norm_stream(
+    x: Tensor,
+    residual: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    norm: str = "layer",
+    eps: float = 1e-5,
+    branch_bias: Tensor | None = None,
+    branch_scale: float | Tensor | None = None,
+    row_scale: Tensor | None = None,
+    residual_scale: float = 1.0,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    seed: int | Tensor | None = None,
+    weight_offset: float = 0.0,
+    out_dtype: torch.dtype | None = None,
+    stream_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    stream_out: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Add & Norm that also gives the sum: ``(y, stream)``, with stream = z as in `add_norm`.
+
+    What pre-norm wants: y feeds the next sublayer, the stream lives on as the next residual. The arguments are
+    those of `add_norm`; ``stream_dtype`` is the stream's dtype and ``stream_out`` where it goes (inference
+    only, as ``out``). y comes from the unrounded z; gradients arrive through both results.
+
+    >>> x, residual = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.0, 0.0, 3.0]])
+    >>> y, stream = add_norm_stream(x, residual, norm="rms")
+    >>> stream
+    tensor([[1., 2., 6.]])
+    """
+    if (
+        EXTENSION is not None
+        and out is None
+        and stream_out is None
+        and backend is None
+        and not torch.compiler.is_dynamo_compiling()
+    ):
+        both = EXTENSION.add_norm_stream(
+            x, residual, weight, bias, norm, eps, branch_bias, branch_scale, row_scale,
+            residual_scale, dropout_p, training, seed, weight_offset, out_dtype, stream_dtype,
+        )  # fmt: skip
+        if both is not None:
+            return both
+    call = describe(
+        x, residual, weight, bias, norm=norm, eps=eps, branch_bias=branch_bias, branch_scale=branch_scale,
+        row_scale=row_scale, residual_scale=residual_scale, dropout_p=dropout_p, training=training, seed=seed,
+        weight_offset=weight_offset, out_dtype=out_dtype, stream_dtype=stream_dtype,
+    )  # fmt: skip
+    return run(call, backend, stream=True, out=out, stream_out=stream_out)
+
+
+def explain_dispatch(x: Tensor, residual: Tensor | None = None, *args: Any, **options: Any) -> Dispatch:
+    """Which backend `add_norm` would take for these arguments, and why not the others.
+
+    >>> print(explain_dispatch(torch.ones(2, 3, device="meta")))
+    eager takes this call
+      cpu: no, x is on meta
+      eager: yes
+    """
+    return explain(describe(x, residual, *args, **options))
+
+
+def run(
+    call: Call,
+    backend: str | None,
+    *,
+    stream: bool = False,
+    out: Tensor | None = None,
+    stream_out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The ordinary path: y and the stream, through the operators."""
+    lookup("norm", call.norm, NORMS)
+    chosen = select(call, backend).name
+    check_out("out", out, call.out_dtype, call)
+    check_out("stream_out", stream_out, call.stream_dtype, call)
+    check_apart(out, stream_out)
+    call = with_seed(call)
+    if out is None and stream_out is None:
+        if transforms_active():
+            y, z, _ = reference.forward(call)
+            return y, z
+        return ops.forward(call, chosen, stream=stream)
+    y = call.x.new_empty(call.x.shape, dtype=call.out_dtype) if out is None else out
+    z = stream_out
+    if stream and z is None:
+        z = call.x.new_empty(call.x.shape, dtype=call.stream_dtype)
+    ops.forward_out(call, chosen, out=y, stream_out=z)
+    return y, y if z is None else z

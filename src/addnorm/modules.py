@@ -1,0 +1,149 @@
+"""`AddNorm`: the sublayer connection as a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .call import check_number, check_probability, lookup
+from .functional import add_norm, add_norm_stream
+from .norms import NORMS
+
+
+class AddNorm(nn.Module):
+    """Residual add and norm, ``norm(residual_scale * residual + branch)``, where the branch is
+    ``drop_path(layer_scale * dropout(x + branch_bias))``.
+
+    `forward` gives the normalised sum (post-norm), `stream` also the sum itself (pre-norm). ``weight`` and
+    ``bias`` have the names and shapes of `torch.nn.LayerNorm` and `torch.nn.RMSNorm`, whose state dicts load
+    strictly.
+
+    Args:
+        d_model: Width of the last dimension.
+        norm: ``"layer"`` or ``"rms"``.
+        eps: Added to the variance, inside the root.
+        affine: Whether there is a learned weight, initialised to 1 (to 0 with ``weight_offset=1``).
+        bias: Whether there is a learned bias; None is what the norm's torch module has: yes for layer, no for rms.
+        dropout: Probability of dropping an element of the branch while training.
+        branch_bias: Whether a learned bias, initialised to 0, is added to the branch before dropout.
+        layer_scale: Initial value of a learned scale per feature of the branch (LayerScale, Touvron et al. 2021,
+            arXiv:2103.17239); None: no scale.
+        drop_path: Probability of dropping a sample's whole branch while training (stochastic depth, Huang et al.
+            2016, arXiv:1603.09382); samples are the first dimension.
+        residual_scale: A number that multiplies the residual (DeepNorm's alpha).
+        weight_offset: 1.0 for a weight stored around zero.
+        out_dtype, stream_dtype, backend: As in `add_norm`.
+
+    >>> block = AddNorm(8, dropout=0.1)
+    >>> block(torch.randn(2, 5, 8), torch.randn(2, 5, 8)).shape
+    torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        norm: str = "layer",
+        eps: float = 1e-5,
+        affine: bool = True,
+        bias: bool | None = None,
+        dropout: float = 0.0,
+        branch_bias: bool = False,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+        residual_scale: float = 1.0,
+        weight_offset: float = 0.0,
+        out_dtype: torch.dtype | None = None,
+        stream_dtype: torch.dtype | None = None,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        policy = lookup("norm", norm, NORMS)
+        check_number("eps", eps, low=0.0)
+        check_probability("dropout", dropout)
+        check_probability("drop_path", drop_path)
+        check_number("residual_scale", residual_scale)
+        check_number("weight_offset", weight_offset)
+        if weight_offset != 0 and not affine:
+            raise ValueError(f"weight_offset={weight_offset} is added to weight, but affine is False")
+        self.d_model, self.norm, self.eps = d_model, norm, eps
+        self.dropout, self.drop_path = dropout, drop_path
+        self.residual_scale, self.weight_offset = residual_scale, weight_offset
+        self.out_dtype, self.stream_dtype, self.backend = out_dtype, stream_dtype, backend
+        self._initial_layer_scale = layer_scale
+        has_bias = affine and (policy.bias_by_default if bias is None else bias)
+
+        def vector(wanted: bool) -> nn.Parameter | None:
+            return nn.Parameter(torch.empty(d_model, device=device, dtype=dtype)) if wanted else None
+
+        self.weight, self.bias = vector(affine), vector(has_bias)
+        self.branch_bias, self.layer_scale = vector(branch_bias), vector(layer_scale is not None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weight such that the gain is 1, biases 0, layer_scale as it was given."""
+        if self.weight is not None:
+            nn.init.constant_(self.weight, 1.0 - self.weight_offset)
+        for bias in (self.bias, self.branch_bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+        if self.layer_scale is not None and self._initial_layer_scale is not None:
+            nn.init.constant_(self.layer_scale, self._initial_layer_scale)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """y, of x's shape ``(..., d_model)``."""
+        return add_norm(
+            x,
+            residual,
+            self.weight,
+            self.bias,
+            norm=self.norm,
+            eps=self.eps,
+            branch_bias=self.branch_bias,
+            branch_scale=self.layer_scale,
+            row_scale=self._path_scale(x),
+            residual_scale=self.residual_scale,
+            dropout_p=self.dropout,
+            training=self.training,
+            weight_offset=self.weight_offset,
+            out_dtype=self.out_dtype,
+            stream_dtype=self.stream_dtype,
+            backend=self.backend,
+        )
+
+    def stream(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(y, stream): the normalised sum and the sum."""
+        return add_norm_stream(
+            x,
+            residual,
+            self.weight,
+            self.bias,
+            norm=self.norm,
+            eps=self.eps,
+            branch_bias=self.branch_bias,
+            branch_scale=self.layer_scale,
+            row_scale=self._path_scale(x),
+            residual_scale=self.residual_scale,
+            dropout_p=self.dropout,
+            training=self.training,
+            weight_offset=self.weight_offset,
+            out_dtype=self.out_dtype,
+            stream_dtype=self.stream_dtype,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.d_model}, norm={self.norm!r}, eps={self.eps}, affine={self.weight is not None}, "
+            f"bias={self.bias is not None}, dropout={self.dropout}, drop_path={self.drop_path}"
+        )
+
+    def _path_scale(self, x: Tensor) -> Tensor | None:
+        """Stochastic depth's row scale: Bernoulli(keep) / keep, one number per sample."""
+        if not self.training or self.drop_path == 0:
+            return None
+        keep = 1 - self.drop_path
+        shape = (x.shape[0], *[1] * (x.dim() - 2)) if x.dim() > 1 else ()
+        return x.new_empty(shape).bernoulli_(keep).div_(keep)

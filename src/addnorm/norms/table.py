@@ -1,0 +1,9 @@
+"""The norms, by the name that ``norm=`` takes."""
+
+from __future__ import annotations
+
+from .base import Norm
+from .layer import Layer
+from .rms import RMS
+
+NORMS: dict[str, Norm] = {norm.name: norm for norm in (Layer(), RMS())}
