@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -28,15 +29,16 @@ class Support:
 YES = Support(True)
 
 
-class Backend(Protocol):
+class Backend(ABC):
     """Carries out forward and backward calls, on the devices and dtypes that it says it supports."""
 
     name: ClassVar[str]
 
+    @abstractmethod
     def supports(self, call: Call) -> Support:
         """Whether this backend can carry out the call, here and now."""
-        ...
 
+    @abstractmethod
     def forward(
         self,
         call: Call,
@@ -48,8 +50,7 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """y, the stream and the statistics; the last two None unless kept. `out` and `stream_out` receive
         y and the stream where given."""
-        ...
 
+    @abstractmethod
     def backward(self, call: Gradient) -> dict[str, Tensor | None]:
         """The gradient of each operand, None where it is not needed."""
-        ...

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from ..call import OPERANDS, Call, Gradient
 from . import native
-from .base import YES, Support
+from .base import YES, Backend, Support
 
 
-class Cpu:
+class Cpu(Backend):
     """CPU tensors of any dtype and stride; see csrc/cpu for the kernels."""
 
     name = "cpu"

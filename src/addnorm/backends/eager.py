@@ -6,10 +6,10 @@ from torch import Tensor
 
 from .. import reference
 from ..call import Call, Gradient
-from .base import YES, Support
+from .base import YES, Backend, Support
 
 
-class Eager:
+class Eager(Backend):
     """Takes every call, at the price of many passes over memory."""
 
     name = "eager"

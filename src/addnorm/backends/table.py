@@ -55,4 +55,5 @@ def transforms_active() -> bool:
     """Whether the call runs under torch.func (grad, vmap, jvp, ...) or forward-mode AD."""
     if torch.compiler.is_compiling():
         return False
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
