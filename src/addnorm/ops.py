@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backends import BACKENDS
+from .backends import BACKENDS, native
 from .call import OPERANDS, Call, Gradient
 from .norms import NORMS
 
@@ -178,6 +178,11 @@ def _autograd(ctx: Any, dy: Tensor | None, ds: Tensor | None, _dstats: None) -> 
     return (*(grads[name] for name in OPERANDS), *[None] * (len(ctx.needs_input_grad) - len(OPERANDS)))
 
 
+def _reference_backward(*arguments: Any) -> tuple[Tensor | None, ...]:
+    grads = reference.backward(as_gradient(arguments))
+    return tuple(grads[name] for name in OPERANDS)
+
+
 def _no_double_backward(ctx: Any, *grads: Any) -> None:
     raise RuntimeError(
         "addnorm::backward has no derivative of its own: differentiate addnorm.add_norm with create_graph=True"
@@ -186,6 +191,9 @@ def _no_double_backward(ctx: Any, *grads: Any) -> None:
 
 torch.library.register_autograd("addnorm::forward", _autograd, setup_context=_setup_context, lib=LIBRARY)
 torch.library.register_autograd("addnorm::backward", _no_double_backward, lib=LIBRARY)
+
+if native.EXTENSION is not None:  # the autograd of its short way in differentiates through the reference too
+    native.EXTENSION.set_reference_backward(_reference_backward)
 
 
 def _or_empty(result: Tensor | None, like: Tensor) -> Tensor:

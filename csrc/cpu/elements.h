@@ -1,0 +1,224 @@
+// How elements come out of memory and go back: 32 of them as a Pair, whole or in part, for each element type.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace addnorm::ADDNORM_ISA {
+
+struct F32 { static constexpr int kBytes = 4; static constexpr Order kOrder = Order::natural; };
+struct F64 { static constexpr int kBytes = 8; static constexpr Order kOrder = Order::natural; };
+struct BF16 { static constexpr int kBytes = 2; static constexpr Order kOrder = Order::split; };
+struct F16 { static constexpr int kBytes = 2; static constexpr Order kOrder = Order::natural; };
+
+// ---- raw bytes
+
+template <class T> ADDNORM_INLINE Vec<T> load(const void* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T> ADDNORM_INLINE void store(void* p, Vec<T> v) { __builtin_memcpy(p, &v, sizeof v); }
+
+ADDNORM_INLINE int clamp(int value, int high) { return value < 0 ? 0 : value > high ? high : value; }
+
+template <class T> ADDNORM_INLINE Vec<T> load_first(const void* p, int bytes) {
+  Vec<T> v;
+  each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA {
+    constexpr int kOffset = i.value * kNativeBytes;
+    v.part[i.value] = (typename Vec<T>::Native)load_bytes(static_cast<const char*>(p) + kOffset, clamp(bytes - kOffset, kNativeBytes));
+  });
+  return v;
+}
+
+template <class T> ADDNORM_INLINE void store_first(void* p, Vec<T> v, int bytes) {
+  each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA {
+    constexpr int kOffset = i.value * kNativeBytes;
+    using Bytes = decltype(load_bytes(p, 0));
+    store_bytes(static_cast<char*>(p) + kOffset, (Bytes)v.part[i.value], clamp(bytes - kOffset, kNativeBytes));
+  });
+}
+
+template <class T> ADDNORM_INLINE void stream_all(void* p, Vec<T> v) {
+  using Bytes = decltype(load_bytes(p, 0));
+  each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA { stream(static_cast<char*>(p) + i.value * kNativeBytes, (Bytes)v.part[i.value]); });
+}
+
+// ---- 16-bit elements: 32 of them in column order are one Vec<uint32_t>
+
+using Words = Vec<uint32_t>;
+
+ADDNORM_INLINE Pair<float> widen(BF16, Words w) {
+  Pair<float> p;
+  each<Words::kParts>([&](auto i) ADDNORM_LAMBDA {
+    p.a.part[i.value] = (Vec<float>::Native)(w.part[i.value] << 16);
+    p.b.part[i.value] = (Vec<float>::Native)(w.part[i.value] & 0xffff0000u);
+  });
+  return p;
+}
+
+// Nearest even, in the high half. A NaN is made quiet, lest the rounding carry it into infinity or zero.
+ADDNORM_INLINE Words::Native round_to_bfloat16(Vec<float>::Native f) {
+  const Words::Native bits = (Words::Native)f;
+  const Words::Native rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+  return f == f ? rounded : bits | 0x400000u;
+}
+
+ADDNORM_INLINE Words narrow(BF16, Pair<float> p) {
+  Words w;
+  each<Words::kParts>([&](auto i) ADDNORM_LAMBDA {
+    using Bytes = decltype(load_bytes(nullptr, 0));
+    const Words::Native even = round_to_bfloat16(p.a.part[i.value]) >> 16, odd = round_to_bfloat16(p.b.part[i.value]);
+    w.part[i.value] = (Words::Native)blend_odd((Bytes)even, (Bytes)odd);
+  });
+  return w;
+}
+
+ADDNORM_INLINE Pair<float> widen(F16, Words w) {
+  constexpr int kParts = Words::kParts;
+  Vec<float>::Native n[2 * kParts];
+  using Bytes = decltype(load_bytes(nullptr, 0));
+  each<kParts>([&](auto i) ADDNORM_LAMBDA { widen_halves((Bytes)w.part[i.value], n[2 * i.value], n[2 * i.value + 1]); });
+  Pair<float> p;
+  each<kParts>([&](auto i) ADDNORM_LAMBDA { p.a.part[i.value] = n[i.value], p.b.part[i.value] = n[i.value + kParts]; });
+  return p;
+}
+
+ADDNORM_INLINE Words narrow(F16, Pair<float> p) {
+  constexpr int kParts = Words::kParts;
+  Vec<float>::Native n[2 * kParts];
+  each<kParts>([&](auto i) ADDNORM_LAMBDA { n[i.value] = p.a.part[i.value], n[i.value + kParts] = p.b.part[i.value]; });
+  Words w;
+  each<kParts>([&](auto i) ADDNORM_LAMBDA { w.part[i.value] = (Words::Native)narrow_halves(n[2 * i.value], n[2 * i.value + 1]); });
+  return w;
+}
+
+// ---- 32 elements, in the element type's own lane order
+
+template <class T> ADDNORM_INLINE Pair<T> load_pair(const void* p, Whole) {
+  return {load<T>(p), load<T>(static_cast<const T*>(p) + kLanes)};
+}
+template <class T> ADDNORM_INLINE Pair<T> load_pair(const void* p, Part n) {
+  constexpr int kSize = static_cast<int>(sizeof(T));
+  return {load_first<T>(p, n.count * kSize), load_first<T>(static_cast<const T*>(p) + kLanes, (n.count - kLanes) * kSize)};
+}
+template <class T> ADDNORM_INLINE void store_pair(void* p, Whole, Pair<T> v, bool streaming = false) {
+  T* q = static_cast<T*>(p);
+  if (streaming) {
+    stream_all(q, v.a), stream_all(q + kLanes, v.b);
+  } else {
+    store(q, v.a), store(q + kLanes, v.b);
+  }
+}
+template <class T> ADDNORM_INLINE void store_pair(void* p, Part n, Pair<T> v, bool = false) {
+  constexpr int kSize = static_cast<int>(sizeof(T));
+  store_first(p, v.a, n.count * kSize), store_first(static_cast<T*>(p) + kLanes, v.b, (n.count - kLanes) * kSize);
+}
+
+template <class E> struct Element {  // the 16-bit ones
+  static ADDNORM_INLINE Pair<float> load(const void* p, Whole) { return widen(E{}, ADDNORM_ISA::load<uint32_t>(p)); }
+  static ADDNORM_INLINE Pair<float> load(const void* p, Part n) { return widen(E{}, load_first<uint32_t>(p, 2 * n.count)); }
+  static ADDNORM_INLINE void store(void* p, Whole, Pair<float> v, bool streaming) {
+    const Words w = narrow(E{}, v);
+    streaming ? stream_all(p, w) : ADDNORM_ISA::store(p, w);
+  }
+  static ADDNORM_INLINE void store(void* p, Part n, Pair<float> v, bool) { store_first(p, narrow(E{}, v), 2 * n.count); }
+};
+
+template <class T> struct Itself {
+  template <class N> static ADDNORM_INLINE Pair<T> load(const void* p, N n) { return load_pair<T>(p, n); }
+  template <class N> static ADDNORM_INLINE void store(void* p, N n, Pair<T> v, bool streaming) { store_pair(p, n, v, streaming); }
+};
+template <> struct Element<F32> : Itself<float> {};
+template <> struct Element<F64> : Itself<double> {};
+
+// ---- float to and from double, in natural order
+
+template <class To, class From> ADDNORM_INLINE Pair<To> convert(Pair<From> p) {
+  if constexpr (sizeof(To) == sizeof(From)) {
+    return p;
+  } else {
+    alignas(64) From in[kStep];
+    alignas(64) To out[kStep];
+    __builtin_memcpy(in, &p, sizeof in);
+    for (int i = 0; i < kStep; ++i) out[i] = static_cast<To>(in[i]);
+    Pair<To> q;
+    __builtin_memcpy(&q, out, sizeof q);
+    return q;
+  }
+}
+
+// ---- access: how a kernel reaches its matrices
+
+// All matrices hold E; the arithmetic is float.
+template <class E> struct Same {
+  using T = float;
+  static constexpr Order kOrder = E::kOrder;
+  template <class N> static ADDNORM_INLINE Pair<T> load(DType, const void* row, int64_t column, N n) {
+    return Element<E>::load(static_cast<const char*>(row) + column * E::kBytes, n);
+  }
+  template <class N> static ADDNORM_INLINE void store(DType, void* row, int64_t column, N n, Pair<T> v, bool streaming = false) {
+    Element<E>::store(static_cast<char*>(row) + column * E::kBytes, n, v, streaming);
+  }
+};
+
+// Any element type, told apart at each step by a branch that is always predicted.
+template <class T_> struct Any {
+  using T = T_;
+  static constexpr Order kOrder = Order::natural;
+  template <class N> static ADDNORM_INLINE Pair<T> load(DType dtype, const void* row, int64_t column, N n) {
+    switch (dtype) {
+      case DType::f32: return convert<T>(Same<F32>::load(dtype, row, column, n));
+      case DType::bf16: return convert<T>(join(Same<BF16>::load(dtype, row, column, n)));
+      case DType::f16: return convert<T>(Same<F16>::load(dtype, row, column, n));
+      case DType::f64: return convert<T>(Element<F64>::load(static_cast<const double*>(row) + column, n));
+    }
+    __builtin_unreachable();
+  }
+  template <class N> static ADDNORM_INLINE void store(DType dtype, void* row, int64_t column, N n, Pair<T> v, bool streaming = false) {
+    switch (dtype) {
+      case DType::f32: return Same<F32>::store(dtype, row, column, n, convert<float>(v), streaming);
+      case DType::bf16: return Same<BF16>::store(dtype, row, column, n, split(convert<float>(v)), streaming);
+      case DType::f16: return Same<F16>::store(dtype, row, column, n, convert<float>(v), streaming);
+      case DType::f64: return Element<F64>::store(static_cast<double*>(row) + column, n, convert<double>(v), streaming);
+    }
+  }
+};
+
+// A vector of any type, brought into an order that an access policy keeps.
+template <Order kOrder, class T, class N> ADDNORM_INLINE Pair<T> load_vector(const Vector& v, int64_t column, N n) {
+  if constexpr (kOrder == Order::split) {
+    if (v.dtype == DType::bf16) return Same<BF16>::load(v.dtype, v.data, column, n);
+    return split(Any<float>::load(v.dtype, v.data, column, n));
+  } else {
+    return Any<T>::load(v.dtype, v.data, column, n);
+  }
+}
+template <Order kOrder, class T, class N> ADDNORM_INLINE void store_vector(const Vector& v, int64_t column, N n, Pair<T> value) {
+  if constexpr (kOrder == Order::split) value = join(value);
+  Any<T>::store(v.dtype, v.data, column, n, value);
+}
+
+// One element of a vector.
+template <class T> ADDNORM_INLINE T load_scalar(const Vector& v, int64_t i) {
+  return Any<T>::load(v.dtype, v.data, i, Part{1}).a.part[0][0];
+}
+template <class T> ADDNORM_INLINE void store_scalar(const Vector& v, int64_t i, T value) {
+  const Pair<T> p = {splat(value), splat(value)};
+  Any<T>::store(v.dtype, v.data, i, Part{1}, p);
+}
+
+inline int element_bytes(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+
+// Where a row begins.
+inline char* row_pointer(const Matrix& m, int64_t row) {
+  int64_t offset = 0;
+  for (int i = m.dims - 1; i > 0; --i) {
+    offset += row % m.size[i] * m.stride[i];
+    row /= m.size[i];
+  }
+  return static_cast<char*>(m.data) + (offset + row * m.stride[0]) * element_bytes(m.dtype);
+}
+
+}  // namespace addnorm::ADDNORM_ISA

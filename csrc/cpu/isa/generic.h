@@ -1,0 +1,85 @@
+// 128-bit vectors through the compiler's vector extensions: any processor, arm64 and baseline x86-64 alike.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#define ADDNORM_INLINE inline __attribute__((always_inline))
+
+namespace addnorm::ADDNORM_ISA {
+
+constexpr int kNativeBytes = 16;
+constexpr int kRowsTogether = 1;
+
+typedef float Float4 __attribute__((vector_size(16)));
+typedef double Double2 __attribute__((vector_size(16)));
+typedef uint32_t Word4 __attribute__((vector_size(16)));
+typedef uint64_t Long2 __attribute__((vector_size(16)));
+
+// Fused where the processor has it; baseline x86-64 does not, and the library's fmaf would cost a call per element.
+#if defined(__aarch64__)
+ADDNORM_INLINE Float4 multiply_add(Float4 a, Float4 b, Float4 c) { return (Float4)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+ADDNORM_INLINE Double2 multiply_add(Double2 a, Double2 b, Double2 c) { return (Double2)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
+#else
+ADDNORM_INLINE Float4 multiply_add(Float4 a, Float4 b, Float4 c) { return a * b + c; }
+ADDNORM_INLINE Double2 multiply_add(Double2 a, Double2 b, Double2 c) { return a * b + c; }
+#endif
+
+// The product of the low 32 bits of each 64-bit lane.
+ADDNORM_INLINE Long2 multiply_low(Long2 a, uint32_t b) {
+#if defined(__SSE2__)
+  return (Long2)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+#else
+  return (a & 0xffffffffu) * b;
+#endif
+}
+
+// 16-bit lanes: `odd` where the lane number is odd, else `even`.
+ADDNORM_INLINE Word4 blend_odd(Word4 even, Word4 odd) { return (even & 0xffffu) | (odd & 0xffff0000u); }
+
+ADDNORM_INLINE Word4 load_bytes(const void* p, int bytes) {
+  Word4 v = {};
+  std::memcpy(&v, p, static_cast<size_t>(bytes));
+  return v;
+}
+ADDNORM_INLINE void store_bytes(void* p, Word4 v, int bytes) { std::memcpy(p, &v, static_cast<size_t>(bytes)); }
+ADDNORM_INLINE void stream(void* p, Word4 v) { std::memcpy(p, &v, sizeof v); }
+ADDNORM_INLINE void stream_fence() {}
+
+// float16 in the low half of each 32-bit lane. An exact product moves the exponent, and brings subnormals out by itself.
+ADDNORM_INLINE Float4 widen_half(Word4 h) {
+  const Float4 magnitude = (Float4)((h & 0x7fffu) << 13) * 0x1p112f;
+  const Word4 special = (Word4)(magnitude >= 65536.0f) & 0x7f800000u;
+  return (Float4)((Word4)magnitude | special | (h & 0x8000u) << 16);
+}
+
+// Round to nearest even: integer rounding above 2^-14, below it an addition which lines up the last place.
+ADDNORM_INLINE Word4 narrow_half(Float4 f) {
+  const Word4 bits = (Word4)f, sign = bits & 0x80000000u, size = bits ^ sign;
+  const Word4 normal = (size - 0x38000000u + 0xfffu + (size >> 13 & 1)) >> 13;
+  const Word4 subnormal = (Word4)((Float4)size + 0.5f) - 0x3f000000u;
+  Word4 half = size < 0x38800000u ? subnormal : normal;
+  half = size >= 0x47800000u ? Word4{} + 0x7c00u : half;
+  half = size > 0x7f800000u ? Word4{} + 0x7e00u : half;
+  return half | sign >> 16;
+}
+
+// 8 float16 in column order to and from two vectors of 4.
+ADDNORM_INLINE void widen_halves(Word4 h, Float4& low, Float4& high) {
+  const Float4 even = widen_half(h & 0xffffu), odd = widen_half(h >> 16);
+  low = __builtin_shufflevector(even, odd, 0, 4, 1, 5);
+  high = __builtin_shufflevector(even, odd, 2, 6, 3, 7);
+}
+ADDNORM_INLINE Word4 narrow_halves(Float4 low, Float4 high) {
+  const Word4 even = narrow_half(__builtin_shufflevector(low, high, 0, 2, 4, 6));
+  const Word4 odd = narrow_half(__builtin_shufflevector(low, high, 1, 3, 5, 7));
+  return even | odd << 16;
+}
+
+}  // namespace addnorm::ADDNORM_ISA

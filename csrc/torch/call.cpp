@@ -1,0 +1,155 @@
+#include "call.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/Parallel.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "views.h"
+
+namespace addnorm {
+namespace {
+
+// After a fork the OpenMP threads of the parent are gone, and waiting for them hangs: a child stays serial.
+bool in_forked_child = false;
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
+
+void parallel_for(int64_t n, int64_t grain, void* context, void (*body)(void*, int64_t, int64_t)) {
+  if (n <= grain || in_forked_child) {
+    if (n > 0) body(context, 0, n);
+    return;
+  }
+  at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+
+constexpr Runtime kTorchRuntime{parallel_for};
+
+at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype) {
+  at::Tensor t = at::detail::empty_cpu(sizes, dtype);
+  advise_huge_pages(t.data_ptr(), static_cast<int64_t>(t.nbytes()));
+  return t;
+}
+
+at::Tensor empty_stats(at::IntArrayRef sizes, Norm norm, at::ScalarType dtype) {
+  at::DimVector shape(sizes.begin(), sizes.end());
+  shape.back() = stats_per_row(norm);
+  return at::detail::empty_cpu(shape, dtype);
+}
+
+Dropout dropout(const Options& options) {
+  if (options.dropout_p == 0) return {};
+  return {options.seed, dropout_threshold(options.dropout_p), 1.0 / (1.0 - options.dropout_p)};
+}
+
+int64_t rows_of(const at::Tensor& t) {
+  int64_t rows = 1;
+  for (int64_t size : t.sizes().slice(0, t.dim() - 1)) rows *= size;
+  return rows;
+}
+
+Vector branch_scale(const Operands& operands, const Options& options, Views& views) {
+  if (!options.branch_factor) return views.vector(operands[kBranchScale]);
+  return {const_cast<double*>(&*options.branch_factor), DType::f64, true};
+}
+
+}  // namespace
+
+uint32_t dropout_threshold(double p) {
+  return static_cast<uint32_t>(std::min(std::nearbyint(65536.0 * p), 65535.0));
+}
+
+Results forward(const Operands& operands, const Options& options, bool keep_stream, bool keep_stats,
+                const at::Tensor* out, const at::Tensor* stream_out) {
+  const at::Tensor& x = *operands[kX];
+  const bool f64 = std::any_of(operands.begin(), operands.end(), [](const at::Tensor* t) {
+    return t != nullptr && t->scalar_type() == at::kDouble;
+  });
+  Views views;
+  Results results;
+  // An output whose columns are not adjacent is computed beside it, then copied.
+  const auto target = [&](const at::Tensor* given, at::ScalarType dtype) {
+    const bool direct = given != nullptr && (given->sizes().back() <= 1 || given->strides().back() == 1);
+    return direct ? *given : empty(x.sizes(), dtype);
+  };
+  results.y = target(out, options.out_dtype);
+  if (keep_stream) results.z = target(stream_out, options.stream_dtype);
+  if (keep_stats) results.stats = empty_stats(x.sizes(), options.norm, f64 ? at::kDouble : at::kFloat);
+
+  Forward call;
+  call.norm = options.norm;
+  call.f64 = f64;
+  call.rows = rows_of(x);
+  call.d = x.sizes().back();
+  call.x = views.matrix(&x);
+  call.residual = views.matrix(operands[kResidual]);
+  call.y = views.matrix(&results.y);
+  call.z = views.matrix(keep_stream ? &results.z : nullptr);
+  call.weight = views.vector(operands[kWeight]);
+  call.bias = views.vector(operands[kBias]);
+  call.branch_bias = views.vector(operands[kBranchBias]);
+  call.branch_scale = branch_scale(operands, options, views);
+  call.row_scale = views.rows(operands[kRowScale]);
+  call.residual_scale = options.residual_scale;
+  call.weight_offset = options.weight_offset;
+  call.eps = options.eps;
+  call.dropout = dropout(options);
+  call.stats = keep_stats ? results.stats.data_ptr() : nullptr;
+  kernels().forward(call, kTorchRuntime);
+
+  const auto deliver = [](at::Tensor& result, const at::Tensor* given) {
+    if (given == nullptr || result.is_same(*given)) return;
+    given->copy_(result);
+    result = *given;
+  };
+  deliver(results.z, stream_out);
+  deliver(results.y, out);
+  return results;
+}
+
+Gradients backward(const Incoming& incoming, const Operands& operands, const Options& options,
+                   const GradientTypes& types, const std::array<bool, kOperands>& needs) {
+  const at::Tensor& z = *incoming.z;
+  const auto like = [&](Operand operand) { return operands[operand]->scalar_type(); };
+  const auto columns = z.sizes().slice(z.dim() - 1);
+  Gradients grads;
+  if (needs[kX]) grads[kX] = empty(z.sizes(), types.x);
+  if (needs[kResidual]) grads[kResidual] = empty(z.sizes(), types.residual);
+  if (needs[kWeight]) grads[kWeight] = empty(columns, like(kWeight));
+  if (needs[kBias]) grads[kBias] = empty(columns, types.bias);
+  if (needs[kBranchBias]) grads[kBranchBias] = empty(columns, like(kBranchBias));
+  if (needs[kBranchScale]) grads[kBranchScale] = empty(operands[kBranchScale]->sizes(), like(kBranchScale));
+  if (needs[kRowScale]) grads[kRowScale] = empty(z.sizes().slice(0, z.dim() - 1), like(kRowScale));
+
+  Views views;
+  Backward call;
+  call.norm = options.norm;
+  call.f64 = incoming.stats->scalar_type() == at::kDouble;
+  call.rows = rows_of(z);
+  call.d = z.sizes().back();
+  call.dy = views.matrix(incoming.dy);
+  call.ds = views.matrix(incoming.ds);
+  call.z = views.matrix(&z);
+  call.x = views.matrix(operands[kX]);
+  call.weight = views.vector(operands[kWeight]);
+  call.branch_bias = views.vector(operands[kBranchBias]);
+  call.branch_scale = branch_scale(operands, options, views);
+  call.row_scale = views.rows(operands[kRowScale]);
+  call.residual_scale = options.residual_scale;
+  call.weight_offset = options.weight_offset;
+  call.dropout = dropout(options);
+  const at::Tensor stats = incoming.stats->contiguous();
+  call.stats = stats.data_ptr();
+  call.dx = views.matrix(&grads[kX]);
+  call.dresidual = views.matrix(&grads[kResidual]);
+  call.dweight = views.vector(&grads[kWeight]);
+  call.dbias = views.vector(&grads[kBias]);
+  call.dbranch_bias = views.vector(&grads[kBranchBias]);
+  call.dbranch_scale = views.vector(&grads[kBranchScale]);
+  call.drow_scale = views.rows(&grads[kRowScale]);
+  kernels().backward(call, kTorchRuntime);
+  return grads;
+}
+
+}  // namespace addnorm

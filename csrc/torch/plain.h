@@ -1,0 +1,37 @@
+// The plain case: what may go straight to the kernels, past the dispatcher.
+#pragma once
+
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/core/Tensor.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include "call.h"
+
+namespace addnorm {
+
+// A dense CPU tensor with nothing behind it that the dispatcher would have to see: no subclass, no batching, no
+// functional or conjugate wrapper, no forward-mode tangent.
+inline bool is_plain(const at::Tensor& t) {
+  using c10::DispatchKey;
+  constexpr c10::DispatchKeySet plain({DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::ADInplaceOrView,
+                                       DispatchKey::AutocastCPU});
+  if (!(t.key_set() - plain).empty() || !t.is_cpu() || !is_supported(t.scalar_type())) return false;
+  const auto* meta = torch::autograd::impl::get_autograd_meta(t);
+  return meta == nullptr || meta->fw_grad_ == nullptr;
+}
+
+inline bool is_plain_or_undefined(const at::Tensor& t) { return !t.defined() || is_plain(t); }
+
+// Whether this thread runs as it does by default: no mode, transform, tracing or autocast.
+inline bool is_plain_thread() {
+  using c10::DispatchKey;
+  constexpr c10::DispatchKeySet included({DispatchKey::BackendSelect, DispatchKey::ADInplaceOrView});
+  const auto keys = c10::impl::tls_local_dispatch_key_set();
+  const bool below_autograd = keys.excluded_.has(DispatchKey::AutogradCPU) && !c10::InferenceMode::is_enabled();
+  return (keys.included_ - included).empty() && keys.excluded_.has(DispatchKey::AutocastCPU) && !below_autograd &&
+         !at::impl::torch_function_mode_enabled();
+}
+
+}  // namespace addnorm
