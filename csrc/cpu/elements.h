@@ -35,14 +35,12 @@ template <class T> ADDNORM_INLINE Vec<T> load_first(const void* p, int bytes) {
 template <class T> ADDNORM_INLINE void store_first(void* p, Vec<T> v, int bytes) {
   each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA {
     constexpr int kOffset = i.value * kNativeBytes;
-    using Bytes = decltype(load_bytes(p, 0));
-    store_bytes(static_cast<char*>(p) + kOffset, (Bytes)v.part[i.value], clamp(bytes - kOffset, kNativeBytes));
+    store_bytes(static_cast<char*>(p) + kOffset, (Raw)v.part[i.value], clamp(bytes - kOffset, kNativeBytes));
   });
 }
 
 template <class T> ADDNORM_INLINE void stream_all(void* p, Vec<T> v) {
-  using Bytes = decltype(load_bytes(p, 0));
-  each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA { stream(static_cast<char*>(p) + i.value * kNativeBytes, (Bytes)v.part[i.value]); });
+  each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA { stream(static_cast<char*>(p) + i.value * kNativeBytes, (Raw)v.part[i.value]); });
 }
 
 // ---- 16-bit elements: 32 of them in column order are one Vec<uint32_t>
@@ -68,9 +66,8 @@ ADDNORM_INLINE Words::Native round_to_bfloat16(Vec<float>::Native f) {
 ADDNORM_INLINE Words narrow(BF16, Pair<float> p) {
   Words w;
   each<Words::kParts>([&](auto i) ADDNORM_LAMBDA {
-    using Bytes = decltype(load_bytes(nullptr, 0));
     const Words::Native even = round_to_bfloat16(p.a.part[i.value]) >> 16, odd = round_to_bfloat16(p.b.part[i.value]);
-    w.part[i.value] = (Words::Native)blend_odd((Bytes)even, (Bytes)odd);
+    w.part[i.value] = (Words::Native)blend_odd((Raw)even, (Raw)odd);
   });
   return w;
 }
@@ -78,8 +75,7 @@ ADDNORM_INLINE Words narrow(BF16, Pair<float> p) {
 ADDNORM_INLINE Pair<float> widen(F16, Words w) {
   constexpr int kParts = Words::kParts;
   Vec<float>::Native n[2 * kParts];
-  using Bytes = decltype(load_bytes(nullptr, 0));
-  each<kParts>([&](auto i) ADDNORM_LAMBDA { widen_halves((Bytes)w.part[i.value], n[2 * i.value], n[2 * i.value + 1]); });
+  each<kParts>([&](auto i) ADDNORM_LAMBDA { widen_halves((Raw)w.part[i.value], n[2 * i.value], n[2 * i.value + 1]); });
   Pair<float> p;
   each<kParts>([&](auto i) ADDNORM_LAMBDA { p.a.part[i.value] = n[i.value], p.b.part[i.value] = n[i.value + kParts]; });
   return p;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace addnorm {
 
@@ -85,6 +86,9 @@ struct Kernels {
 // The best set this processor runs, or the one that the environment variable ADDNORM_CPU_ISA names.
 // Throws std::runtime_error where the named set is unknown or the processor lacks it.
 const Kernels& kernels();
+
+// All the sets that this processor runs, the best first.
+std::vector<const Kernels*> available_kernels();
 
 // Asks for huge pages behind a large, not yet touched output; a no-op where it would not help.
 void advise_huge_pages(void* data, int64_t bytes);

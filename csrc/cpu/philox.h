@@ -23,12 +23,12 @@ ADDNORM_INLINE Counters first_blocks() {
   return blocks;
 }
 
-ADDNORM_INLINE Counters unpack_low(Counters a, Counters b) {
+template <class V> ADDNORM_INLINE V unpack_low(V a, V b) {
   if constexpr (kBlocks == 8) return __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
   else if constexpr (kBlocks == 4) return __builtin_shufflevector(a, b, 0, 4, 2, 6);
   else return __builtin_shufflevector(a, b, 0, 2);
 }
-ADDNORM_INLINE Counters unpack_high(Counters a, Counters b) {
+template <class V> ADDNORM_INLINE V unpack_high(V a, V b) {
   if constexpr (kBlocks == 8) return __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
   else if constexpr (kBlocks == 4) return __builtin_shufflevector(a, b, 1, 5, 3, 7);
   else return __builtin_shufflevector(a, b, 1, 3);
@@ -43,8 +43,8 @@ inline void random_lanes(uint16_t* lanes, int64_t d, uint64_t seed, uint64_t row
     Counters w0 = row_low, w1 = row_high, w2 = block, w3 = block >> 32;
     uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
     each<10>([&](auto) ADDNORM_LAMBDA {
-      const Counters p0 = (Counters)multiply_low((decltype(multiply_low({}, 0)))w0, 0xD2511F53u);
-      const Counters p1 = (Counters)multiply_low((decltype(multiply_low({}, 0)))w2, 0xCD9E8D57u);
+      const Counters p0 = (Counters)multiply_low((Raw)w0, 0xD2511F53u);
+      const Counters p1 = (Counters)multiply_low((Raw)w2, 0xCD9E8D57u);
       w0 = (p1 >> 32) ^ w1 ^ (Counters{} + key0), w1 = p1;
       w2 = (p0 >> 32) ^ w3 ^ (Counters{} + key1), w3 = p0;
       key0 += 0x9E3779B9u, key1 += 0xBB67AE85u;
@@ -53,6 +53,20 @@ inline void random_lanes(uint16_t* lanes, int64_t d, uint64_t seed, uint64_t row
     const Counters halves[2] = {unpack_low(low, high), unpack_high(low, high)};
     __builtin_memcpy(lanes + column, halves, sizeof halves);
   }
+}
+
+// As many lanes as a native register of T holds elements.
+ADDNORM_INLINE Vec<uint32_t>::Native widen_lanes(float, const uint16_t* lanes) {
+  typedef uint16_t Lanes __attribute__((vector_size(kNativeBytes / 2)));
+  Lanes v;
+  __builtin_memcpy(&v, lanes, sizeof v);
+  return __builtin_convertvector(v, Vec<uint32_t>::Native);
+}
+ADDNORM_INLINE Counters widen_lanes(double, const uint16_t* lanes) {
+  typedef uint16_t Lanes __attribute__((vector_size(kNativeBytes / 4)));
+  Lanes v;
+  __builtin_memcpy(&v, lanes, sizeof v);
+  return __builtin_convertvector(v, Counters);
 }
 
 // The multipliers of 32 columns: 0 where the lane is below the threshold, else `scale`. A product and not a selection, for
@@ -68,16 +82,8 @@ template <Order kOrder, class T> ADDNORM_INLINE Pair<T> keep(const uint16_t* lan
     });
   } else {
     constexpr int kWidth = kNativeBytes / static_cast<int>(sizeof(T));
-    typedef uint16_t Narrow __attribute__((vector_size(2 * kWidth)));
-    typedef uint32_t Bits32 __attribute__((vector_size(4 * kWidth)));
-    typedef uint64_t Bits64 __attribute__((vector_size(8 * kWidth)));
     const typename Vec<T>::Native kept = splat(scale).part[0], none = {};
-    const auto one = [&](const uint16_t* q) ADDNORM_LAMBDA {
-      Narrow narrow;
-      __builtin_memcpy(&narrow, q, sizeof narrow);
-      if constexpr (sizeof(T) == 4) return __builtin_convertvector(narrow, Bits32) >= threshold ? kept : none;
-      else return __builtin_convertvector(narrow, Bits64) >= static_cast<uint64_t>(threshold) ? kept : none;
-    };
+    const auto one = [&](const uint16_t* q) ADDNORM_LAMBDA { return widen_lanes(T(0), q) >= threshold ? kept : none; };
     each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA {
       p.a.part[i.value] = one(lanes + i.value * kWidth);
       p.b.part[i.value] = one(lanes + kLanes + i.value * kWidth);

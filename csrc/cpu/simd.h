@@ -11,6 +11,8 @@ namespace addnorm::ADDNORM_ISA {
 
 #define ADDNORM_LAMBDA __attribute__((always_inline))
 
+using Raw = decltype(load_bytes(nullptr, 0));  // a native register of integers
+
 constexpr int kLanes = 16, kStep = 2 * kLanes;
 
 template <int I> struct Index { static constexpr int value = I; };

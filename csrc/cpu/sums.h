@@ -9,7 +9,7 @@ constexpr int64_t kSumBlock = 64 * kStep;  // columns
 
 // Adds vectors as a binary counter counts: two sums of equal weight make one of the next level.
 template <class T> struct PairwiseSum {
-  static constexpr int kLevels = 40;
+  static constexpr int kLevels = 32;
   Vec<T> level[kLevels];
   uint64_t count = 0;
 

@@ -1,20 +1,17 @@
 // The Python module: the short way in (add_norm, add_norm_stream) and the backend's functions (forward, backward).
 #include <Python.h>
 
-#include <ATen/CPUGeneratorImpl.h>
-#include <ATen/ExpandUtils.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/Dtype.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/object_ptr.h>
 
-#include <cmath>
-#include <mutex>
 #include <stdexcept>
 
 #include "call.h"
 #include "node.h"
-#include "plain.h"
+#include "short_call.h"
 
 namespace addnorm {
 namespace {
@@ -125,9 +122,11 @@ PyObject* py_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   options.dropout_p = number(args[13]);
   options.weight_offset = number(args[14]);
   const GradientTypes types{dtype(args[15]), dtype(args[16]), dtype(args[17])};
-  if (!PyTuple_Check(args[18]) || PyTuple_GET_SIZE(args[18]) != kOperands) refuse("a tuple of 7 bools");
+  const THPObjectPtr asked(PySequence_Fast(args[18], "addnorm: expected a sequence of bools"));
+  if (!asked) throw python_error();
+  if (PySequence_Fast_GET_SIZE(asked.get()) != kOperands) refuse("7 bools");
   std::array<bool, kOperands> needs;
-  for (size_t i = 0; i < kOperands; ++i) needs[i] = PyTuple_GET_ITEM(args[18], i) == Py_True;
+  for (size_t i = 0; i < kOperands; ++i) needs[i] = PySequence_Fast_GET_ITEM(asked.get(), i) == Py_True;
   Gradients grads;
   {
     const ReleaseGil release(incoming.z->numel() > kReleaseElements);
@@ -137,152 +136,33 @@ PyObject* py_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// -- the short way: reads raw arguments, and gives up at the first that is not plainly right ----------------
-
-bool plain_tensor(PyObject* object, const at::Tensor*& result) {
-  if (object == Py_None) return true;
-  if (!THPVariable_CheckExact(object)) return false;
-  result = &THPVariable_Unpack(object);
-  return is_plain(*result);
-}
-
-bool plain_number(PyObject* object, double& result) {
-  if (PyFloat_CheckExact(object)) {
-    result = PyFloat_AS_DOUBLE(object);
-  } else if (PyLong_CheckExact(object)) {
-    result = PyLong_AsDouble(object);
-    if (PyErr_Occurred()) PyErr_Clear(), result = NAN;
-  } else {
-    return false;
-  }
-  return std::isfinite(result);
-}
-
-bool plain_dtype(PyObject* object, at::ScalarType& result) {
-  if (object == Py_None) return true;
-  if (!THPDtype_Check(object)) return false;
-  result = reinterpret_cast<THPDtype*>(object)->scalar_type;
-  return is_supported(result);
-}
-
-// As torch.randint(2**63 - 1, ()) draws it, so that either way in gives the same mask.
-uint64_t draw_seed() {
-  auto* generator = at::get_generator_or_default<at::CPUGeneratorImpl>(std::nullopt, at::detail::getDefaultCPUGenerator());
-  const std::lock_guard<std::mutex> lock(generator->mutex_);
-  return generator->random64() % ((1ULL << 63) - 1);
-}
-
-struct ShortCall {
-  Operands operands{};
-  Options options;
-  at::Tensor row_scale;  // expanded
-  PyObject* seed = nullptr;
-
-  // The arguments in the order of functional.py; false: the ordinary path takes them, errors included.
-  bool read(PyObject* const* args) {
-    return is_plain_thread() && read_operands(args) && read_branch_scale(args[7]) && read_row_scale(args[8]) &&
-           read_options(args) && read_seed(args[12]);
-  }
-
-  bool read_operands(PyObject* const* args) {
-    if (!plain_tensor(args[0], operands[kX]) || !plain_tensor(args[1], operands[kResidual]) ||
-        !plain_tensor(args[2], operands[kWeight]) || !plain_tensor(args[3], operands[kBias]) ||
-        !plain_tensor(args[6], operands[kBranchBias]) || operands[kX] == nullptr || operands[kX]->dim() == 0) {
-      return false;
-    }
-    const at::Tensor& x = *operands[kX];
-    if (operands[kResidual] != nullptr && operands[kResidual]->sizes() != x.sizes()) return false;
-    for (Operand i : {kWeight, kBias, kBranchBias}) {
-      if (operands[i] != nullptr && !is_vector(*operands[i])) return false;
-    }
-    return true;
-  }
-
-  bool is_vector(const at::Tensor& t) const { return t.dim() == 1 && t.sizes()[0] == operands[kX]->sizes().back(); }
-
-  bool read_branch_scale(PyObject* object) {
-    double factor = 1;
-    if (plain_number(object, factor)) {
-      options.branch_factor = factor;
-      return true;
-    }
-    if (!plain_tensor(object, operands[kBranchScale])) return false;
-    return operands[kBranchScale] == nullptr || operands[kBranchScale]->dim() == 0 || is_vector(*operands[kBranchScale]);
-  }
-
-  bool read_row_scale(PyObject* object) {
-    const at::Tensor* given = nullptr;
-    if (!plain_tensor(object, given)) return false;
-    if (given == nullptr) return true;
-    const auto rows = operands[kX]->sizes().slice(0, operands[kX]->dim() - 1);
-    if (given->sizes() != rows) {
-      if (given->requires_grad() || !at::is_expandable_to(given->sizes(), rows)) return false;
-      row_scale = given->expand(rows);
-      given = &row_scale;
-    }
-    operands[kRowScale] = given;
-    return true;
-  }
-
-  bool read_options(PyObject* const* args) {
-    if (!PyUnicode_CheckExact(args[4])) return false;
-    if (PyUnicode_CompareWithASCIIString(args[4], "layer") == 0) {
-      options.norm = Norm::layer;
-    } else if (PyUnicode_CompareWithASCIIString(args[4], "rms") == 0) {
-      options.norm = Norm::rms;
-    } else {
-      return false;
-    }
-    const bool training = args[11] == Py_True;
-    if (!training && args[11] != Py_False) return false;
-    if (!plain_number(args[5], options.eps) || options.eps < 0 || !plain_number(args[9], options.residual_scale) ||
-        !plain_number(args[10], options.dropout_p) || options.dropout_p < 0 || options.dropout_p >= 1 ||
-        !plain_number(args[13], options.weight_offset)) {
-      return false;
-    }
-    if (options.weight_offset != 0 && operands[kWeight] == nullptr) return false;
-    if (!training) options.dropout_p = 0;
-    const at::Tensor *x = operands[kX], *residual = operands[kResidual];
-    options.out_dtype = residual == nullptr ? x->scalar_type() : c10::promoteTypes(x->scalar_type(), residual->scalar_type());
-    options.stream_dtype = options.out_dtype;
-    return plain_dtype(args[14], options.out_dtype) && plain_dtype(args[15], options.stream_dtype);
-  }
-
-  // Last, and drawn only when all else is well: an error must not move torch's generator.
-  bool read_seed(PyObject* object) {
-    if (object == Py_None) {
-      if (options.dropout_p > 0) options.seed = draw_seed();
-      return true;
-    }
-    if (PyLong_CheckExact(object)) {
-      options.seed = static_cast<uint64_t>(PyLong_AsLongLong(object));
-      if (!PyErr_Occurred()) return true;
-      PyErr_Clear();
-      return false;
-    }
-    if (!THPVariable_CheckExact(object)) return false;
-    const at::Tensor& seed = THPVariable_Unpack(object);
-    if (!seed.is_cpu() || seed.scalar_type() != at::kLong || seed.numel() != 1 || !seed.has_storage()) return false;
-    options.seed = seed_of(&seed);
-    return true;
-  }
-};
-
 template <bool stream>
 PyObject* py_short(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  expect_arguments(count, 16);
+  expect_arguments(count, 18);
   ShortCall call;
   if (!call.read(args)) Py_RETURN_NONE;
   Results results;
   {
     const ReleaseGil release(call.operands[kX]->numel() > kReleaseElements);
     RECORD_FUNCTION("addnorm::forward", c10::ArrayRef<const c10::IValue>{});
-    results = wants_gradient(call.operands) ? forward_recorded(call.operands, call.options, stream)
-                                            : forward(call.operands, call.options, stream, false);
+    results = wants_gradient(call.operands)
+                  ? forward_recorded(call.operands, call.options, stream)
+                  : forward(call.operands, call.options, stream, false, call.out, call.stream_out);
   }
   if constexpr (stream) return wrap_tuple(std::move(results.y), std::move(results.z));
   return wrap(std::move(results.y));
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* py_isas(PyObject*, PyObject*) {
+  HANDLE_TH_ERRORS
+  THPObjectPtr names(PyList_New(0));
+  for (const Kernels* set : available_kernels()) {
+    THPObjectPtr name(PyUnicode_FromString(set->name));
+    if (!names || !name || PyList_Append(names.get(), name.get()) != 0) throw python_error();
+  }
+  return names.release();
   END_HANDLE_TH_ERRORS
 }
 
@@ -308,6 +188,7 @@ PyMethodDef methods[] = {
     {"forward", as_method(py_forward), METH_FASTCALL, "(y, z or None, stats or None)."},
     {"backward", as_method(py_backward), METH_FASTCALL, "A gradient or None for each operand."},
     {"isa", py_isa, METH_NOARGS, "The instruction set that runs."},
+    {"isas", py_isas, METH_NOARGS, "The instruction sets that this processor runs, best first."},
     {"set_reference_backward", py_set_reference_backward, METH_O, "What differentiates a backward."},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -11,13 +11,18 @@
 
 namespace addnorm {
 
+// Set difference on the raw bits: operator- of DispatchKeySet keeps the backend's.
+inline bool within(c10::DispatchKeySet keys, c10::DispatchKeySet allowed) {
+  return (keys.raw_repr() & ~allowed.raw_repr()) == 0;
+}
+
 // A dense CPU tensor with nothing behind it that the dispatcher would have to see: no subclass, no batching, no
 // functional or conjugate wrapper, no forward-mode tangent.
 inline bool is_plain(const at::Tensor& t) {
   using c10::DispatchKey;
   constexpr c10::DispatchKeySet plain({DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::ADInplaceOrView,
                                        DispatchKey::AutocastCPU});
-  if (!(t.key_set() - plain).empty() || !t.is_cpu() || !is_supported(t.scalar_type())) return false;
+  if (!within(t.key_set(), plain) || !t.is_cpu() || !is_supported(t.scalar_type())) return false;
   const auto* meta = torch::autograd::impl::get_autograd_meta(t);
   return meta == nullptr || meta->fw_grad_ == nullptr;
 }
@@ -30,7 +35,7 @@ inline bool is_plain_thread() {
   constexpr c10::DispatchKeySet included({DispatchKey::BackendSelect, DispatchKey::ADInplaceOrView});
   const auto keys = c10::impl::tls_local_dispatch_key_set();
   const bool below_autograd = keys.excluded_.has(DispatchKey::AutogradCPU) && !c10::InferenceMode::is_enabled();
-  return (keys.included_ - included).empty() && keys.excluded_.has(DispatchKey::AutocastCPU) && !below_autograd &&
+  return within(keys.included_, included) && keys.excluded_.has(DispatchKey::AutocastCPU) && !below_autograd &&
          !at::impl::torch_function_mode_enabled();
 }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -103,6 +103,10 @@ class Gradient:
     def compute_dtype(self) -> torch.dtype:
         """The type of the arithmetic: the one in which the forward kept its statistics."""
         return self.stats.dtype
+
+
+CALL_FIELDS = tuple(field.name for field in fields(Call))
+GRADIENT_FIELDS = tuple(field.name for field in fields(Gradient))
 
 
 def describe(
@@ -299,14 +303,14 @@ def is_same_view(a: Tensor, b: Tensor) -> bool:
 
 
 def overlaps(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors share memory: exact for views of equal strides, else by the spans they cover."""
+    """Whether two tensors share memory: exact for views of equal shape and strides, else by the spans they cover."""
     if torch.compiler.is_compiling() or 0 in (a.numel(), b.numel()):
         return False  # while compiling there are no addresses; functionalisation copies what overlaps
     start_a, start_b = a.data_ptr(), b.data_ptr()
     if start_a + span(a) <= start_b or start_b + span(b) <= start_a:
         return False
     delta = start_b - start_a
-    if a.stride() != b.stride() or a.dtype != b.dtype or delta % a.itemsize:
+    if a.shape != b.shape or a.stride() != b.stride() or a.dtype != b.dtype or delta % a.itemsize:
         return True
     dims = sorted(zip(a.stride(), a.shape, strict=True), reverse=True)
     return meets(delta // a.itemsize, dims)

@@ -78,10 +78,10 @@ def add_norm(
     >>> add_norm(x, residual, torch.ones(3), torch.zeros(3))
     tensor([[-0.9258, -0.4629,  1.3887]])
     """
-    if EXTENSION is not None and out is None and backend is None and not torch.compiler.is_dynamo_compiling():
+    if EXTENSION is not None and backend is None and not torch.compiler.is_dynamo_compiling():
         y = EXTENSION.add_norm(
             x, residual, weight, bias, norm, eps, branch_bias, branch_scale, row_scale,
-            residual_scale, dropout_p, training, seed, weight_offset, out_dtype, stream_dtype,
+            residual_scale, dropout_p, training, seed, weight_offset, out_dtype, stream_dtype, out, None,
         )  # fmt: skip
         if y is not None:
             return y
@@ -127,16 +127,10 @@ def add_norm_stream(
     >>> stream
     tensor([[1., 2., 6.]])
     """
-    if (
-        EXTENSION is not None
-        and out is None
-        and stream_out is None
-        and backend is None
-        and not torch.compiler.is_dynamo_compiling()
-    ):
+    if EXTENSION is not None and backend is None and not torch.compiler.is_dynamo_compiling():
         both = EXTENSION.add_norm_stream(
             x, residual, weight, bias, norm, eps, branch_bias, branch_scale, row_scale,
-            residual_scale, dropout_p, training, seed, weight_offset, out_dtype, stream_dtype,
+            residual_scale, dropout_p, training, seed, weight_offset, out_dtype, stream_dtype, out, stream_out,
         )  # fmt: skip
         if both is not None:
             return both

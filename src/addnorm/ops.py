@@ -7,7 +7,6 @@ the fields of `Call` and `Gradient`, in their order. Results that are not asked 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from . import reference
 from .backends import BACKENDS, native
-from .call import OPERANDS, Call, Gradient
+from .call import CALL_FIELDS, GRADIENT_FIELDS, OPERANDS, Call, Gradient
 from .norms import NORMS
 
 CALL = """Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? branch_bias, Tensor? branch_scale,
@@ -32,9 +31,6 @@ LIBRARY.define(
 )
 LIBRARY.define(f"forward_out({CALL}, str backend, *, Tensor(a!) out, Tensor(b!)? stream_out) -> ()")
 LIBRARY.define(f"backward({GRADIENT}, str backend) -> ({', '.join(f'Tensor d{name}' for name in OPERANDS)})")
-
-CALL_FIELDS = tuple(field.name for field in fields(Call))
-GRADIENT_FIELDS = tuple(field.name for field in fields(Gradient))
 
 
 def forward(call: Call, backend: str, *, stream: bool) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..call import OPERANDS, Call, Gradient
+from ..call import CALL_FIELDS, GRADIENT_FIELDS, OPERANDS, Call, Gradient
 from . import native
 from .base import YES, Backend, Support
 
@@ -32,21 +32,7 @@ class Cpu(Backend):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         assert native.EXTENSION is not None
         return native.EXTENSION.forward(
-            call.x,
-            call.residual,
-            call.weight,
-            call.bias,
-            call.branch_bias,
-            call.branch_scale,
-            call.row_scale,
-            call.seed,
-            call.norm,
-            call.eps,
-            call.residual_scale,
-            call.dropout_p,
-            call.weight_offset,
-            call.out_dtype,
-            call.stream_dtype,
+            *(getattr(call, name) for name in CALL_FIELDS),
             keep_stream,
             keep_stats,
             out,
@@ -55,24 +41,5 @@ class Cpu(Backend):
 
     def backward(self, call: Gradient) -> dict[str, Tensor | None]:
         assert native.EXTENSION is not None
-        grads = native.EXTENSION.backward(
-            call.dy,
-            call.ds,
-            call.z,
-            call.stats,
-            call.x,
-            call.weight,
-            call.branch_bias,
-            call.branch_scale,
-            call.row_scale,
-            call.seed,
-            call.norm,
-            call.residual_scale,
-            call.dropout_p,
-            call.weight_offset,
-            call.x_dtype,
-            call.residual_dtype,
-            call.bias_dtype,
-            tuple(call.needs),
-        )
+        grads = native.EXTENSION.backward(*(getattr(call, name) for name in GRADIENT_FIELDS))
         return dict(zip(OPERANDS, grads, strict=True))

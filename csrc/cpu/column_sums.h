@@ -1,0 +1,109 @@
+// Sums over the rows, one per column (dweight, dbias, ...), in an order that the shape alone fixes.
+//
+// The rows are cut into blocks; each block adds up its rows into a partial of its own, and the partials are added pairwise.
+#pragma once
+
+#include "kernels.h"
+#include "parameters.h"
+#include "sums.h"
+
+namespace addnorm::ADDNORM_ISA {
+
+constexpr int kColumnSums = 4;
+enum ColumnSum { kWeight, kBias, kBranchBias, kBranchScale };
+
+// A fixed function of the shape: few enough blocks that the partials stay small beside the activations, enough for the threads.
+struct RowBlocks {
+  int64_t rows, length;
+  explicit RowBlocks(int64_t rows) : rows(rows) {
+    const int64_t least = rows <= 128 ? 16 : 32, most = 64;
+    const int64_t wanted = (rows + most - 1) / most;
+    length = ((wanted > least ? wanted : least) + 3) / 4 * 4;
+  }
+  int64_t count() const { return (rows + length - 1) / length; }
+  int64_t begin(int64_t block) const { return block * length; }
+  int64_t end(int64_t block) const { return (block + 1) * length < rows ? (block + 1) * length : rows; }
+};
+
+// One block's accumulators; null where a sum is not asked for.
+template <class T> struct Columns {
+  T* sum[kColumnSums];
+
+  ADDNORM_INLINE void add(ColumnSum which, int64_t column, Pair<T> v, bool first) const {
+    T* p = sum[which] + column;
+    store_pair(p, Whole{}, first ? v : load_pair<T>(p, Whole{}) + v);
+  }
+};
+
+template <class Access> class Partials {
+ public:
+  using T = typename Access::T;
+
+  Partials(const Backward& b, int64_t blocks) : outputs_{b.dweight, b.dbias, b.dbranch_bias, b.dbranch_scale}, d_(b.d), blocks_(blocks) {
+    for (const Vector& v : outputs_) count_ += v.data != nullptr;
+  }
+
+  int64_t space() const { return Scratch::space<T>(blocks_ * count_ * padded(d_)); }
+  void place(Scratch& scratch) { data_ = scratch.take<T>(blocks_ * count_ * padded(d_)); }
+  bool any() const { return count_ > 0; }
+
+  Columns<T> columns_of(int64_t block) const {
+    Columns<T> result;
+    T* next = data_ + block * count_ * padded(d_);
+    for (int i = 0; i < kColumnSums; ++i) {
+      result.sum[i] = outputs_[i].data ? next : nullptr;
+      if (outputs_[i].data) next += padded(d_);
+    }
+    return result;
+  }
+
+  // Adds the blocks up and writes the outputs.
+  void finish(const Runtime& runtime) {
+    const int64_t steps = padded(d_) / kStep, work = kStep * count_ * blocks_;
+    const int64_t grain = 16384 / work + 1;
+    if (steps <= grain) add_blocks(this, 0, steps);
+    else runtime.parallel_for(steps, grain, this, add_blocks);
+    const Columns<T> totals = columns_of(0);
+    for (int i = 0; i < kColumnSums; ++i)
+      if (outputs_[i].data) write(outputs_[i], totals.sum[i]);
+  }
+
+ private:
+  // The totals take the place of block 0.
+  static void add_blocks(void* context, int64_t begin, int64_t end) {
+    const Partials& p = *static_cast<Partials*>(context);
+    if (p.blocks_ < 2) return;
+    const int64_t row = padded(p.d_), block = p.count_ * row;
+    for (int64_t step = begin; step < end; ++step) {
+      for (int k = 0; k < p.count_; ++k) {
+        PairwiseSum<T> a, b;
+        T* first = p.data_ + k * row + step * kStep;
+        for (int64_t i = 0; i < p.blocks_; ++i) {
+          const Pair<T> v = load_pair<T>(first + i * block, Whole{});
+          a.add(v.a), b.add(v.b);
+        }
+        store_pair(first, Whole{}, Pair<T>{a.total(), b.total()});
+      }
+    }
+  }
+
+  void write(const Vector& output, const T* total) const {
+    if (output.scalar) {
+      T sums[1];
+      row_sums(d_, sums, [&](int64_t c, auto n, Pair<T>* sum) ADDNORM_LAMBDA {
+        sum[0] = sum[0] + only<Access::kOrder>(n, load_pair<T>(total + c, Whole{}));
+      });
+      return store_scalar(output, 0, sums[0]);
+    }
+    columns(0, d_, [&](int64_t c, auto n) ADDNORM_LAMBDA {
+      store_vector<Access::kOrder>(output, c, n, load_pair<T>(total + c, Whole{}));
+    });
+  }
+
+  const Vector outputs_[kColumnSums];
+  const int64_t d_, blocks_;
+  int count_ = 0;
+  T* data_ = nullptr;
+};
+
+}  // namespace addnorm::ADDNORM_ISA

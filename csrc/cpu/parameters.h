@@ -1,0 +1,40 @@
+// The vectors of length d in the arithmetic's type and the access policy's lane order, brought there once per call.
+#pragma once
+
+#include "elements.h"
+#include "scratch.h"
+
+namespace addnorm::ADDNORM_ISA {
+
+inline int64_t padded(int64_t d) { return (d + kStep - 1) / kStep * kStep; }
+
+// Absent: data is null and `of` gives null. A vector that is right as it lies is used in place.
+template <class Access> struct Parameter {
+  using T = typename Access::T;
+  static constexpr DType kDType = sizeof(T) == 4 ? DType::f32 : DType::f64;
+
+  static bool in_place(const Vector& v, double offset) {
+    return !v.data || (v.dtype == kDType && Access::kOrder == Order::natural && offset == 0 && !v.scalar);
+  }
+  static int64_t space(const Vector& v, int64_t d, double offset = 0) {
+    return in_place(v, offset) ? 0 : Scratch::space<T>(padded(d));
+  }
+  static const T* of(const Vector& v, int64_t d, Scratch& scratch, double offset = 0) {
+    if (in_place(v, offset)) return static_cast<const T*>(v.data);
+    T* result = scratch.take<T>(padded(d));
+    const Vec<T> shift = splat(static_cast<T>(offset));
+    const Vec<T> number = v.scalar ? splat(load_scalar<T>(v, 0)) : splat(T(0));
+    columns(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
+      const Pair<T> loaded = v.scalar ? Pair<T>{number, number} : load_vector<Access::kOrder, T>(v, c, n);
+      store_pair(result + c, Whole{}, only<Access::kOrder>(n, offset == 0 ? loaded : loaded + shift));
+    });
+    return result;
+  }
+};
+
+// The values of one row in the arithmetic's type, whatever the row is told apart by.
+template <class T> ADDNORM_INLINE T row_value(const Vector& v, int64_t row) {
+  return v.data ? load_scalar<T>(v, v.scalar ? 0 : row) : T(1);
+}
+
+}  // namespace addnorm::ADDNORM_ISA

@@ -1,0 +1,104 @@
+"""The clock: medians of interleaved samples, so that what slows the machine slows every function alike."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+
+Function = Callable[[], object]
+Timer = Callable[[], float]
+
+SAMPLE = 1e-3  # seconds that a sample lasts at least: far above the clock's resolution
+SETTLE = 2e-3  # seconds before a sample in which the last function's spinning thread pool goes to sleep
+MOST_CALLS = 100_000  # in a batch, for a clock that stands still
+FEWEST = 5  # rounds that are made whatever `budget` says
+
+
+def interleaved(
+    functions: dict[str, Function],
+    *,
+    rounds: int,
+    warmup: int = 3,
+    budget: float = float("inf"),
+    progress: Callable[[], object] | None = None,
+    timer: Timer = time.perf_counter,
+    pause: Callable[[float], object] = time.sleep,
+) -> dict[str, float]:
+    """Median seconds per call of each function.
+
+    A sample is a batch of calls that lasts at least `SAMPLE`. A round takes one sample of each function, each round
+    starting with another one, so that none always follows the same neighbour. Results are dropped at once, and
+    Python's garbage collector rests.
+
+    Args:
+        functions: What to time, by name.
+        rounds: Samples of each function.
+        warmup: Calls of each function before its batch is chosen.
+        budget: No new round begins after this many seconds, `FEWEST` rounds aside.
+        progress: Called after each round.
+        timer, pause: The clock, for tests.
+
+    >>> sorted(interleaved({"sum": lambda: sum(range(100)), "nothing": lambda: None}, rounds=3))
+    ['nothing', 'sum']
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    names = list(functions)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    with no_collection():
+        batches = {name: batch_size(functions[name], warmup, timer) for name in names}
+        start = timer()
+        for turn in range(rounds):
+            if turn >= FEWEST and timer() - start > budget:
+                break
+            for name in rotated(names, turn):
+                pause(SETTLE)
+                if batches[name] > 1:
+                    functions[name]()  # wakes its threads and brings its data back into the caches
+                samples[name].append(sample(functions[name], batches[name], timer))
+            if progress is not None:
+                progress()
+    return {name: median(taken) for name, taken in samples.items()}
+
+
+def batch_size(function: Function, warmup: int, timer: Timer) -> int:
+    """How many calls last at least `SAMPLE`."""
+    for _ in range(warmup):
+        function()
+    calls = 1
+    while True:
+        # The lesser of two: one reading that something disturbed would make every batch too short.
+        taken = calls * min(sample(function, calls, timer) for _ in range(2))
+        if taken >= SAMPLE or calls >= MOST_CALLS:
+            return calls
+        # Aim past the mark, as later calls may be quicker, but do not trust a reading near zero.
+        calls = min(10 * calls, int(1.2 * calls * SAMPLE / max(taken, 1e-9)) + 1)
+
+
+def sample(function: Function, calls: int, timer: Timer) -> float:
+    """Seconds per call of one batch."""
+    start = timer()
+    for _ in range(calls):
+        function()
+    return (timer() - start) / calls
+
+
+def rotated(names: list[str], turn: int) -> list[str]:
+    turn %= len(names) or 1
+    return names[turn:] + names[:turn]
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Collects garbage now, and none inside."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

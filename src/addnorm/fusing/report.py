@@ -1,0 +1,65 @@
+"""What became of each norm call of a model: plain data that prints well."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One norm call: which, and whether it is fused."""
+
+    norm: str  # path of the module that called the norm
+    call: int  # 0 for this module's first norm call in a pass through the model
+    kind: str  # "layer" or "rms"; "" where no call was seen
+    fused: bool
+    folded: tuple[str, ...] = ()  # what the fused call took in, in order of execution: "dropout", "add"
+    stream: bool = False  # whether the sum is used elsewhere too, as in pre-norm
+    reason: str = ""  # why it is not fused
+    backend: str = ""  # which backend took the call when it was verified
+
+    def __str__(self) -> str:
+        name = f"{self.norm or '(the model itself)'}{f' [call {self.call}]' if self.call else ''}"
+        if not self.fused:
+            return f"left   {name}: {self.reason}"
+        parts = " + ".join((*self.folded, f"{self.kind} norm"))
+        stream = ", the sum lives on" if self.stream else ""
+        return f"fused  {name}: {parts}{stream} ({self.backend})"
+
+
+@dataclass
+class Report:
+    """Every norm call of a model, in order of execution. Complete after the first call of the model."""
+
+    outcomes: dict[tuple[str, int], Outcome] = field(default_factory=dict)
+    breaks: tuple[str, ...] = ()  # why parts of the model could not be captured
+
+    def record(self, outcome: Outcome) -> None:
+        """Keep the outcome; of one call captured more than once (train and eval, say) the latest counts."""
+        self.outcomes[outcome.norm, outcome.call] = outcome
+
+    @property
+    def sites(self) -> list[Outcome]:
+        return list(self.outcomes.values())
+
+    @property
+    def fused(self) -> int:
+        return sum(outcome.fused for outcome in self.sites)
+
+    @property
+    def skipped(self) -> int:
+        return len(self.sites) - self.fused
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"fused": int, "skipped": int, "sites": [...], "breaks": [...]}``, JSON-ready."""
+        sites = [{**asdict(outcome), "folded": list(outcome.folded)} for outcome in self.sites]
+        return {"fused": self.fused, "skipped": self.skipped, "sites": sites, "breaks": list(self.breaks)}
+
+    def __str__(self) -> str:
+        if not self.outcomes and not self.breaks:
+            return "no norm calls seen yet: the report is complete after the first call of the model"
+        lines = [f"{self.fused} of {len(self.outcomes)} norm calls fused"]
+        lines += [f"  {outcome}" for outcome in self.sites]
+        lines += [f"  not captured in one piece: {reason}" for reason in self.breaks]
+        return "\n".join(lines)

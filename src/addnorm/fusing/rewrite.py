@@ -1,0 +1,154 @@
+"""Put fused calls into a captured graph, and take a site's own operations out of it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_aggregate
+
+from .patterns import example
+from .sites import Site, same, shape
+
+Target = Callable[..., Any]
+
+
+def rewritten(module: GraphModule, targets: dict[Site, Target], watch: dict[Site, Target] | None = None) -> GraphModule:
+    """A copy of the module in which each site of `targets` is one call of its target, with the arguments of
+    `add_norm` (of `add_norm_stream` where the sum lives on); the rest is shared with the original.
+
+    The targets in `watch` are called with the weight (or None) after the norm calls that are left as they are.
+    """
+    graph, copies = copied(module.graph)
+    moved: dict[Node, Node] = {}
+
+    def now(node: Node | None) -> Node | None:
+        """Where a node of the original is found in the copy."""
+        if node is None:
+            return None
+        copy = copies[node]
+        return moved.get(copy, copy)
+
+    for site, target in targets.items():
+        put(graph, site, target, copies, moved, now)
+    for site, target in (watch or {}).items():
+        norm = now(site.norm.result)
+        assert norm is not None
+        with graph.inserting_after(norm):
+            graph.call_function(target, (now(site.norm.weight),))
+    result = GraphModule(module, graph)
+    result.recompile()
+    return result
+
+
+def copied(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
+    """A copy of the graph, and where each node went."""
+    copy, copies = Graph(), {}
+    for node in graph.nodes:
+        copies[node] = copy.node_copy(node, lambda source: copies[source])
+    copy._codegen = graph._codegen
+    return copy, copies
+
+
+def put(
+    graph: Graph,
+    site: Site,
+    target: Target,
+    copies: dict[Node, Node],
+    moved: dict[Node, Node],
+    now: Callable[[Node | None], Node | None],
+) -> None:
+    """One fused call at the place of the sum, and the site's own nodes away."""
+    assert site.add is not None
+    old = [copies[node] for node in site.nodes]
+    add, result = copies[site.add], copies[site.norm.result]
+    with graph.inserting_before(add):
+        residual = now(site.residual)
+        if not same(shape(site.residual), shape(site.add)):
+            residual = graph.call_method("expand_as", (residual, now(site.x)))
+        operands = (now(site.x), residual, now(site.norm.weight), now(site.norm.bias))
+        while operands[-1] is None:
+            operands = operands[:-1]
+        y = call = graph.call_function(target, operands, options(site))
+        call.meta = dict(result.meta)
+        if site.stream:
+            y = graph.call_function(operator.getitem, (call, 0))
+            stream = graph.call_function(operator.getitem, (call, 1))
+            y.meta, stream.meta = dict(result.meta), dict(add.meta)
+            add.replace_all_uses_with(stream, delete_user_cb=lambda user: user not in old)
+            moved[add] = stream
+    result.replace_all_uses_with(y)
+    moved[result] = y
+    for node in reversed(old):
+        graph.erase_node(node)
+    for node in reversed(site.norm.gain_nodes):
+        if not copies[node].users:
+            graph.erase_node(copies[node])
+
+
+def options(site: Site) -> dict[str, Any]:
+    """The keyword arguments of the fused call: those that differ from the defaults, and eps."""
+    norm = site.norm
+    chosen: dict[str, Any] = {"eps": norm.eps}
+    if norm.kind != "layer":
+        chosen["norm"] = norm.kind
+    if norm.weight_offset != 0:
+        chosen["weight_offset"] = norm.weight_offset
+    if site.training and site.dropout_p > 0:
+        chosen["dropout_p"] = site.dropout_p
+    x, residual, z, y = (dtype_of(node) for node in (site.x, site.residual, site.add, norm.result))
+    stored = torch.promote_types(x, residual)
+    if y != stored:
+        chosen["out_dtype"] = y
+    if z != stored:
+        chosen["stream_dtype"] = z
+    return chosen
+
+
+def original(site: Site, *, dropout: bool, dtype: torch.dtype | None = None) -> GraphModule:
+    """The site's own operations as a module of ``(x, residual, weight, bias)`` that gives ``(y, sum)``.
+
+    Without `dropout` it is left out. With a `dtype` every cast to a floating-point type is one to this type.
+    """
+    assert site.add is not None
+    assert site.x is not None
+    graph = Graph()
+    places: dict[Node, Node] = {}
+    for name, leaf in zip(("x", "residual", "weight", "bias"), leaves(site), strict=True):
+        place = graph.placeholder(name)
+        if leaf is not None:
+            places.setdefault(leaf, place)
+    for node in (*site.norm.gain_nodes, *site.nodes):
+        if node is site.dropout and not dropout:
+            places[node] = places[site.x]
+        else:
+            places[node] = retyped(graph.node_copy(node, lambda source: places[source]), dtype)
+    graph.output((places[site.norm.result], places[site.add]))
+    return GraphModule({}, graph)
+
+
+def dtype_of(node: Node | None) -> torch.dtype:
+    value = example(node)
+    assert value is not None
+    return value.dtype
+
+
+def leaves(site: Site) -> tuple[Node | None, ...]:
+    return site.x, site.residual, site.norm.weight, site.norm.bias
+
+
+def retyped(node: Node, dtype: torch.dtype | None) -> Node:
+    """The node, its casts to a floating-point type turned into casts to this one."""
+    if dtype is None:
+        return node
+
+    def wide(value: Any) -> Any:
+        return dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+    if node.op == "call_method" and node.target in ("float", "half", "bfloat16"):
+        node.target, node.args = "to", (*node.args, dtype)
+    node.args, node.kwargs = map_aggregate(node.args, wide), map_aggregate(node.kwargs, wide)  # pyright: ignore
+    return node
