@@ -156,6 +156,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     same_dtype = call.residual is not None and call.residual.dtype == call.x.dtype
     ctx.dx_is_dresidual = call.branch_is_plain and call.residual_scale == 1 and same_dtype
     ctx.backend = backend
+    ctx.inputs = len(inputs)
 
 
 def _autograd(ctx: Any, dy: Tensor | None, ds: Tensor | None, _dstats: None) -> tuple[Tensor | None, ...]:
@@ -171,7 +172,8 @@ def _autograd(ctx: Any, dy: Tensor | None, ds: Tensor | None, _dstats: None) -> 
         grads = {name: g if needed else None for name, g, needed in zip(OPERANDS, results, asked, strict=True)}
     if shared:
         grads["x"] = grads["residual"]
-    return (*(grads[name] for name in OPERANDS), *[None] * (len(ctx.needs_input_grad) - len(OPERANDS)))
+    # Counted beforehand: torch shortens ctx.needs_input_grad for the time of this call, and another thread may see that.
+    return (*(grads[name] for name in OPERANDS), *[None] * (ctx.inputs - len(OPERANDS)))
 
 
 def _reference_backward(*arguments: Any) -> tuple[Tensor | None, ...]:

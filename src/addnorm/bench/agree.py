@@ -42,19 +42,24 @@ class Deviation:
     scale: float
 
 
-def objections(case: Case, inputs: Inputs, entries: Mapping[str, Entry]) -> dict[str, str]:
-    """Why a contender's outputs are not to be trusted, by name; those that agree are not in it.
+def objections(case: Case, inputs: Inputs, entries: Mapping[str, Entry]) -> tuple[dict[str, str], dict[str, str]]:
+    """Who fails when called, and whose outputs are not to be trusted, and why; those that agree are in neither.
 
     Without torch's own operations among the entries, all are held to the roundings that those take.
     """
     rows = compared_rows(case)
     found: dict[str, dict[str, Deviation]] = {}
+    broken: dict[str, str] = {}
     wrong: dict[str, str] = {}
     with only(rows, inputs):
         wants: dict[str, Tensor] | None = None
         for name, entry in entries.items():
             seeded()
-            results = entry.read(entry.call())
+            try:
+                results = entry.read(entry.call())
+            except Exception as error:  # what compiles on its first call fails there
+                broken[name] = failure(error)
+                continue
             wrong[name] = malformed(case, inputs, results)
             if wrong[name]:
                 continue
@@ -71,7 +76,13 @@ def objections(case: Case, inputs: Inputs, entries: Mapping[str, Entry]) -> dict
     yardstick = None if wrong.get(YARDSTICK) else found.get(YARDSTICK)
     for name, deviations in found.items():
         wrong[name] = wrong[name] or complaint(case, deviations, yardstick)
-    return {name: reason for name, reason in wrong.items() if reason}
+    return broken, {name: reason for name, reason in wrong.items() if reason}
+
+
+def failure(error: Exception) -> str:
+    """An error's kind and first line."""
+    first_line = (str(error).strip() or "no message").splitlines()[0]
+    return f"failed: {type(error).__name__}: {first_line}"
 
 
 def result_names(case: Case, inputs: Inputs) -> list[str]:

@@ -12,6 +12,7 @@ Function = Callable[[], object]
 Timer = Callable[[], float]
 
 SAMPLE = 1e-3  # seconds that a sample lasts at least: far above the clock's resolution
+CERTAIN = 5e-2  # seconds that no disturbance makes of a call shorter than `SAMPLE`
 SETTLE = 2e-3  # seconds before a sample in which the last function's spinning thread pool goes to sleep
 MOST_CALLS = 100_000  # in a batch, for a clock that stands still
 FEWEST = 5  # rounds that are made whatever `budget` says
@@ -70,8 +71,9 @@ def batch_size(function: Function, warmup: int, timer: Timer) -> int:
         function()
     calls = 1
     while True:
-        # The lesser of two: one reading that something disturbed would make every batch too short.
-        taken = calls * min(sample(function, calls, timer) for _ in range(2))
+        taken = calls * sample(function, calls, timer)
+        if taken < CERTAIN:  # one reading that something disturbed would make every batch too short
+            taken = min(taken, calls * sample(function, calls, timer))
         if taken >= SAMPLE or calls >= MOST_CALLS:
             return calls
         # Aim past the mark, as later calls may be quicker, but do not trust a reading near zero.

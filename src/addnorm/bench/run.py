@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from ..functional import explain_dispatch
 from . import inputs, machine
-from .agree import objections
+from .agree import failure, objections
 from .cases import Case
 from .clock import interleaved
 from .contenders import CONTENDERS, Contender, Entry, RefusalError
@@ -18,14 +18,14 @@ from .inputs import Inputs
 from .masks import seeded
 from .results import FLOOR, Measurement, Results
 
-Progress = Callable[[Case], object]  # called before each case
+Progress = Callable[[str, int, int], None]  # of what is under way, steps done, steps in all
 
 ROUNDS = 25
 BUDGET = 1.2  # seconds of samples per case; large cases get fewer rounds
 
 
 def run(
-    cases: Iterable[Case],
+    cases: Sequence[Case],
     progress: Progress | None = None,
     *,
     rounds: int = ROUNDS,
@@ -35,9 +35,9 @@ def run(
     start = time.perf_counter()
     measurements = []
     with torch.random.fork_rng(devices=[]):
-        for case in cases:
+        for done, case in enumerate(cases):
             if progress is not None:
-                progress(case)
+                progress(str(case), done, len(cases))
             measurements.append(measure(case, contenders, rounds))
     return Results(machine.describe(), tuple(measurements), time.perf_counter() - start)
 
@@ -46,9 +46,10 @@ def measure(case: Case, contenders: Mapping[str, Contender], rounds: int = ROUND
     with torch.set_grad_enabled(case.trains):
         tensors = inputs.make(case)
         entries, reasons = prepared(case, tensors, contenders)
-        reasons |= objections(case, tensors, entries)
-        timed = {name: entry.call for name, entry in entries.items()} | candidates(case)
-        seconds = interleaved(timed, rounds=rounds, budget=BUDGET, warmup=1)
+        broken, wrong = objections(case, tensors, entries)
+        reasons |= broken | wrong
+        timed = {name: entry.call for name, entry in entries.items() if name not in broken} | candidates(case)
+        seconds = interleaved(timed, rounds=rounds, budget=BUDGET, warmup=0)  # all but the floor have run
         floors = {name: seconds.pop(name) for name in list(seconds) if name.startswith(FLOOR)}
         quickest = min(floors, key=lambda name: floors[name])
         return Measurement(
@@ -63,19 +64,15 @@ def measure(case: Case, contenders: Mapping[str, Contender], rounds: int = ROUND
 def prepared(
     case: Case, tensors: Inputs, contenders: Mapping[str, Contender]
 ) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Who takes the case, and why the others do not. Each is called once: a compiler's failure shows only then."""
+    """Who takes the case, and why the others do not."""
     entries: dict[str, Entry] = {}
     reasons: dict[str, str] = {}
     for name, contender in contenders.items():
         try:
             seeded()
-            entry = contender.prepare(case, tensors)
-            if case.mode != "backward":  # the mask of a backward was drawn in `prepare`
-                entry.call()
-            entries[name] = entry
+            entries[name] = contender.prepare(case, tensors)
         except RefusalError as refusal:
             reasons[name] = str(refusal)
         except Exception as error:  # a peer that breaks is a finding, not the end of the benchmark
-            first_line = (str(error).strip() or "no message").splitlines()[0]
-            reasons[name] = f"failed: {type(error).__name__}: {first_line}"
+            reasons[name] = failure(error)
     return entries, reasons

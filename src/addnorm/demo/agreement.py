@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from transformers import BertModel
 
 QUERIES = (
-    "An animal is worried about being late.",
     "What did the label on the bottle say?",
     "She falls slowly into a deep hole.",
-    "Her pet will be lonely without her.",
-    "Which key opens the small door?",
+    "A garden full of flowers and fountains.",
+    "Which animal carries a watch in its pocket?",
+    "A book needs pictures.",
 )
 
 

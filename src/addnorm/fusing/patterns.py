@@ -85,7 +85,7 @@ def written_rms(root: Node) -> NormCall | None:
         return None
     weight, offset, stops, making = None, 0.0, {origin}, set[Node]()
     outer, gain = factor_beside(result)
-    if outer is not None:
+    if outer is not None and gain is not None:
         leaf, shift = gain_of(gain)
         if is_vector(leaf):
             result, weight, offset, stops, making = outer, leaf, shift, {origin, gain}, between(gain, {leaf})

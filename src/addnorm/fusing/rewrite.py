@@ -16,11 +16,12 @@ from .sites import Site, same, shape
 Target = Callable[..., Any]
 
 
-def rewritten(module: GraphModule, targets: dict[Site, Target], watch: dict[Site, Target] | None = None) -> GraphModule:
+def rewritten(module: GraphModule, targets: dict[Site, Target], watch: dict[Site, Target]) -> GraphModule:
     """A copy of the module in which each site of `targets` is one call of its target, with the arguments of
     `add_norm` (of `add_norm_stream` where the sum lives on); the rest is shared with the original.
 
     The targets in `watch` are called with the weight (or None) after the norm calls that are left as they are.
+    Graphs inside the graph, as checkpointing makes them, are rewritten in the same way.
     """
     graph, copies = copied(module.graph)
     moved: dict[Node, Node] = {}
@@ -32,16 +33,22 @@ def rewritten(module: GraphModule, targets: dict[Site, Target], watch: dict[Site
         copy = copies[node]
         return moved.get(copy, copy)
 
-    for site, target in targets.items():
+    for site, target in of_graph(module.graph, targets):
         put(graph, site, target, copies, moved, now)
-    for site, target in (watch or {}).items():
+    for site, target in of_graph(module.graph, watch):
         norm = now(site.norm.result)
         assert norm is not None
         with graph.inserting_after(norm):
             graph.call_function(target, (now(site.norm.weight),))
     result = GraphModule(module, graph)
-    result.recompile()
+    for name, inner in module.named_children():
+        if isinstance(inner, GraphModule):
+            setattr(result, name, rewritten(inner, targets, watch))
     return result
+
+
+def of_graph(graph: Graph, targets: dict[Site, Target]) -> list[tuple[Site, Target]]:
+    return [(site, target) for site, target in targets.items() if site.norm.result.graph is graph]
 
 
 def copied(graph: Graph) -> tuple[Graph, dict[Node, Node]]:

@@ -1,0 +1,141 @@
+"""The benchmark's results as a document, and as the README's table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import geometric_mean
+
+from ..bench.contenders import CONTENDERS
+from ..bench.results import FLOOR, OURS, Measurement, Results
+from .document import Document, Figure, Section, Table, digits, duration, number, ratio
+
+PEERS = tuple(name for name in CONTENDERS if name != OURS)
+LABELS = {name: contender.label for name, contender in CONTENDERS.items()} | {FLOOR: "streaming floor"}
+HOW_TO_READ = (
+    "Times are medians of interleaved runs in one process. A ratio above 1 says how many times quicker addnorm is; "
+    "the last column is addnorm's time over that of streaming the same bytes into existing tensors, where 1 is the "
+    "limit. GB/s counts the bytes that the operation has to move, no more. There is no ratio where outputs disagree."
+)
+
+
+def document(results: Results) -> Document:
+    """Everything that was measured: a section per group, with its table and its bandwidth."""
+    sections = tuple(section(group, measurements) for group, measurements in results.groups.items())
+    return Document("addnorm bench", summary(results), sections, facts(results))
+
+
+def summary(results: Results) -> tuple[str, ...]:
+    """The ratios to each peer over all cases, what disagreed, and how to read the rest."""
+    lines = []
+    for name in PEERS:
+        ratios = [r for m in results.measurements if (r := m.ratio(name)) is not None]
+        if ratios:
+            ahead = sum(r > 1 for r in ratios)
+            lines.append(
+                f"{ratio(geometric_mean(ratios))} {LABELS[name]} in the geometric mean, {digits(min(ratios))} to "
+                f"{digits(max(ratios))}; ahead in {ahead} of {len(ratios)} cases."
+            )
+    wrong = [
+        f"{LABELS[name]}, {m.case}: {m.reasons[name]}"
+        for m in results.measurements
+        for name in m.seconds
+        if name in m.reasons
+    ]
+    lines += [f"Outputs disagree, no ratio: {line}" for line in wrong]
+    return (*lines, HOW_TO_READ)
+
+
+def section(group: str, measurements: Sequence[Measurement]) -> Section:
+    peers = [name for name in PEERS if any(name in m.seconds for m in measurements)]
+    columns = ("shape", "dtype", "addnorm", "GB/s", *(f"vs {name}" for name in peers), "over floor")
+    rows = tuple(
+        (
+            m.case.shape,
+            m.case.dtype,
+            duration(m.seconds.get(OURS)),
+            number(m.bandwidth()),
+            *(ratio(m.ratio(name)) for name in peers),
+            ratio(m.to_floor),
+        )
+        for m in measurements
+    )
+    figure = Figure(
+        title="Useful bandwidth",
+        categories=tuple(f"{m.case.shape} {m.case.dtype}" for m in measurements),
+        series={LABELS[name]: tuple(m.bandwidth(name) for m in measurements) for name in LABELS},
+        unit="GB/s",
+        logarithmic=True,
+    )
+    heading = group[0].upper() + group[1:]
+    return Section(heading, tables=(Table(columns, rows, labels=2, notes=notes(measurements)),), figures=(figure,))
+
+
+def notes(measurements: Iterable[Measurement]) -> tuple[str, ...]:
+    """Who is missing and why, each reason once."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for m in measurements:
+        for name, reason in m.reasons.items():
+            found.setdefault((name, reason), []).append(f"{m.case.shape} {m.case.dtype}")
+    return tuple(
+        f"{LABELS.get(name, name)}: {reason} ({where[0] if len(where) == 1 else f'{len(where)} cases'})"
+        for (name, reason), where in found.items()
+    )
+
+
+def facts(results: Results) -> dict[str, str]:
+    """Where the numbers were taken."""
+    machine = results.machine
+    backends = sorted({m.backend for m in results.measurements})
+    return {
+        "CPU": f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads",
+        "Caches": ", ".join(f"{level} {size}" for level, size in machine.caches.items()) or "unknown",
+        "Huge pages": machine.huge_pages,
+        "addnorm": f"{machine.addnorm}, backend {' and '.join(backends)}, instruction set {machine.isa}",
+        "torch": machine.torch,
+        "ONNX Runtime": machine.onnxruntime,
+        "Python": machine.python,
+        "System": machine.system,
+        "Taken": f"{machine.date}, in {duration(results.seconds)}",
+    }
+
+
+# -- the README's table ----------------------------------------------------------------------------------
+
+
+def markdown(results: Results) -> str:
+    """LayerNorm, with and without dropout, forward and training: shapes down, ``fp32 / bf16`` in each cell."""
+    parts = []
+    for group, measurements in results.groups.items():
+        case = measurements[0].case
+        if case.norm == "layer" and not case.stream and not case.out:
+            parts += [f"**{group[0].upper() + group[1:]}**", "", *pivot(measurements), ""]
+    machine = results.machine
+    dtypes = " / ".join(dict.fromkeys(m.case.dtype for m in results.measurements))
+    parts.append(
+        f"{dtypes} in each cell. {machine.cpu}, {machine.threads} threads, {machine.isa}; addnorm {machine.addnorm}, "
+        f"torch {machine.torch}, ONNX Runtime {machine.onnxruntime}; {machine.date[:10]}. "
+        "Times are medians of interleaved runs; `floor` is addnorm's time over that of streaming the same bytes."
+    )
+    return "\n".join(parts)
+
+
+def pivot(measurements: Sequence[Measurement]) -> list[str]:
+    """The lines of one markdown table."""
+    peers = [name for name in PEERS if any(name in m.seconds for m in measurements)]
+    shapes: dict[str, list[Measurement]] = {}
+    for m in measurements:
+        shapes.setdefault(m.case.shape, []).append(m)
+    header = ["shape", "addnorm", *(f"vs {LABELS[name]}" for name in peers), "floor"]
+    lines = [row(header), row(["-"] + ["-:"] * (len(header) - 1))]
+    for shape, cells in shapes.items():
+        columns = [
+            [duration(m.seconds.get(OURS)) for m in cells],
+            *([ratio(m.ratio(name)) for m in cells] for name in peers),
+            [ratio(m.to_floor) for m in cells],
+        ]
+        lines.append(row([shape, *(" / ".join(column) for column in columns)]))
+    return lines
+
+
+def row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -1,0 +1,83 @@
+"""What a result says, before it is known where: text, tables and figures, for the terminal and for a page alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first `labels` columns are words, the others numbers."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    labels: int = 1
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Values over categories; None leaves a gap, and a series without any keeps its colour for other figures."""
+
+    title: str
+    categories: tuple[str, ...]
+    series: dict[str, tuple[float | None, ...]]
+    unit: str
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it."""
+
+    title: str
+    text: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole report: what was found, in a few sentences, then its sections, then where it was found."""
+
+    title: str
+    summary: tuple[str, ...]
+    sections: tuple[Section, ...]
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def duration(seconds: float | None) -> str:
+    """Three digits in the unit that suits.
+
+    >>> duration(1.234e-6), duration(0.0561), duration(72.0)
+    ('1.23 µs', '56.1 ms', '72 s')
+    """
+    if seconds is None:
+        return "–"
+    for factor, unit in ((1e6, "µs"), (1e3, "ms")):
+        if seconds * factor < 999.5:
+            return f"{digits(seconds * factor)} {unit}"
+    return f"{digits(seconds)} s"
+
+
+def ratio(value: float | None) -> str:
+    """
+    >>> ratio(2.345), ratio(None)
+    ('2.35x', '–')
+    """
+    return "–" if value is None else f"{digits(value)}x"
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else digits(value)
+
+
+def digits(value: float) -> str:
+    """Three significant digits, never in exponents.
+
+    >>> digits(1.2), digits(12.345), digits(1234.5), digits(0.0123)
+    ('1.2', '12.3', '1234', '0.0123')
+    """
+    if abs(value) >= 999.5:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.2e}"

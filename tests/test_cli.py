@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from addnorm import cli
+from addnorm.bench import run
+from addnorm.bench.cases import Case
+from addnorm.bench.contenders import CONTENDERS
+from addnorm.demo import run as demo_run
+
+from .test_report import demo_result, results
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "saved.json"
+    path.write_text(json.dumps(results().to_dict()))
+    return path
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test in which the long work begins."""
+
+    def begin(*_: object, **__: object) -> None:
+        pytest.fail("the work began")
+
+    monkeypatch.setattr(run, "run", begin)
+    monkeypatch.setattr(demo_run, "run", begin)
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """As if these were not installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in packages else find(name, *a))
+
+
+def test_bench_json_is_one_object_from_beginning_to_end(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr("addnorm.bench.quick", lambda: (Case(rows=2, d=32),))
+    monkeypatch.setattr(run, "run", partial(run.run, rounds=1, contenders={"addnorm": CONTENDERS["addnorm"]}))
+    assert cli.main(["bench", "--quick", "--json"]) == 0
+    (measured,) = json.loads(capsys.readouterr().out)["measurements"]
+    assert measured["case"]["rows"] == 2
+    assert measured["to_floor"] > 0
+
+
+def test_a_saved_result_comes_back_as_it_was(saved: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert cli.main(["bench", "--load", str(saved), "--json", "--out", str(tmp_path / "again.json")]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(saved.read_text())
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(saved.read_text())
+
+
+def test_bench_table_page_and_markdown(saved: Path, tmp_path: Path, capsys: Capture) -> None:
+    html = tmp_path / "page.html"
+    assert cli.main(["bench", "--load", str(saved), "--html", str(html)]) == 0
+    assert "32x768" in capsys.readouterr().out
+    assert "32x768" in html.read_text()
+    assert sorted(tmp_path.iterdir()) == [html, saved]
+    assert cli.main(["bench", "--load", str(saved), "--markdown"]) == 0
+    assert capsys.readouterr().out.startswith("**Forward**")
+
+
+def test_demo_json_and_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture) -> None:
+    monkeypatch.setattr(demo_run, "run", lambda progress: progress("step", 0, 1) or demo_result())
+    html = tmp_path / "page.html"
+    assert cli.main(["demo", "--json", "--html", str(html)]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(demo_result().to_dict()))
+    assert "MiniLM" in html.read_text()
+
+
+def test_a_demo_that_lacks_a_package_says_which(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def lacking(progress: object) -> None:
+        raise ImportError("the demonstration needs transformers: pip install 'addnorm[demo]'")
+
+    monkeypatch.setattr(demo_run, "run", lacking)
+    assert cli.main(["demo"]) == 1
+    assert "pip install 'addnorm[demo]'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("command", [["demo", "--html"], ["bench", "--html"], ["bench", "--out"]])
+def test_an_unwritable_path_is_refused_before_the_work(command: list[str], tmp_path: Path, capsys: Capture) -> None:
+    for path, reason in ((tmp_path / "no" / "page", "No such file"), (tmp_path, "it is a folder")):
+        assert cli.main([*command, str(path)]) == 2
+        assert reason in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert cli.main([*command, str(tmp_path / "file" / "page")]) == 2
+
+
+def test_a_check_leaves_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    cli.check_writable(path)
+    assert not path.exists()
+    path.write_text("old")
+    cli.check_writable(path)
+    assert path.read_text() == "old"
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("old")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(cli.CommandError, match="No space left"):
+        cli.write(path, "new")
+    assert path.read_text() == "old"
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("command", [["bench"], ["demo"], ["bench", "--json", "--html", "page.html"]])
+def test_missing_report_packages_are_named(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    without(monkeypatch, "rich", "jinja2", "plotly")
+    assert cli.main(command) == 1
+    assert "pip install 'addnorm[report]'" in capsys.readouterr().err
+
+
+def test_json_and_doctor_need_no_report_packages(monkeypatch: pytest.MonkeyPatch, saved: Path, capsys: Capture) -> None:
+    without(monkeypatch, "rich", "jinja2", "plotly")
+    assert cli.main(["bench", "--load", str(saved), "--json"]) == 0
+    monkeypatch.setattr(demo_run, "run", lambda progress: progress("step", 0, 1) or demo_result())
+    assert cli.main(["demo", "--json"]) == 0
+    assert cli.main(["doctor"]) == 0
+    assert "lacks rich, jinja2, plotly" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["fly"], "invalid choice: 'fly'"),
+        (["bench", "--threads", "0"], "must be a number >= 1, got '0'"),
+        (["bench", "--json", "--markdown"], "not allowed with argument"),
+    ],
+)
+def test_bad_usage(arguments: list[str], reason: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_work")
+def test_what_can_not_be_loaded_or_chosen(tmp_path: Path, capsys: Capture) -> None:
+    broken = tmp_path / "broken.json"
+    for text in ("", "[]", '{"format": 1}', '{"format": 1, "measurements": [{}]}'):
+        broken.write_text(text)
+        assert cli.main(["bench", "--load", str(broken)]) == 2
+        assert "holds no benchmark result" in capsys.readouterr().err
+    assert cli.main(["bench", "--load", str(tmp_path / "none.json")]) == 2
+    assert cli.main(["bench", "--only", "99x99"]) == 2
+    assert "leaves no case" in capsys.readouterr().err
+
+
+def test_without_a_command_it_shows_what_there_is(capsys: Capture) -> None:
+    assert cli.main([]) == 2
+    shown = capsys.readouterr().err
+    assert all(f"    {command} " in shown for command in ("demo", "bench", "doctor"))
+
+
+def test_infinities_become_null() -> None:
+    assert json.loads(cli.json_text({"a": [float("nan"), 1.5], "b": (float("inf"),)})) == {
+        "a": [None, 1.5],
+        "b": [None],
+    }
+
+
+def test_as_a_module() -> None:
+    command = [sys.executable, "-m", "addnorm", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["machine"]["torch"]
+
+
+def test_importing_the_command_line_is_lean() -> None:
+    code = (
+        "import sys, addnorm.cli; print([m for m in ('rich', 'plotly', 'jinja2', 'addnorm.bench') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+import types
+
+import pytest
+
+from addnorm import doctor
+from addnorm.backends import native
+
+
+def test_without_an_extension_it_says_why_what_it_costs_and_what_helps() -> None:
+    seen = doctor.diagnose("9.9.0")
+    assert not seen.extension.loaded
+    assert "torch 9.9.0 is running" in seen.extension.reason
+    text = str(seen)
+    for part in (seen.extension.reason, doctor.COST, doctor.REMEDY):
+        assert part in text
+
+
+def test_with_an_extension_it_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.SimpleNamespace(isa=lambda: "avx2", isas=lambda: ["generic", "avx2"])
+    monkeypatch.setattr(native, "load", lambda version: (module, ""))
+    found = doctor.look_at_extension("2.13.0")
+    assert (found.loaded, found.isa, found.isas) == (True, "avx2", ("generic", "avx2"))
+    assert "_cpu_torch_2_13 loaded; runs avx2, this CPU has generic, avx2" in "\n".join(doctor.extension_lines(found))
+
+
+def test_dispatch_names_the_choice_and_the_reasons() -> None:
+    seen = doctor.diagnose()
+    by_call = {example.call: example for example in seen.examples}
+    meta = by_call["float32 on meta"]
+    assert meta.chosen == "eager"
+    assert meta.backends == {"cpu": "x is on meta", "eager": ""}
+    assert "float32 on meta    -> eager  (cpu: no, x is on meta; eager: yes)" in str(seen)
+    assert by_call["bfloat16 on cpu"].backends["eager"] == ""
+
+
+def test_missing_extras_are_named_with_their_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor.EXTRAS, "bench", ("rich", "no_such_package"))
+    seen = doctor.diagnose()
+    assert seen.extras["bench"] == ("no_such_package",)
+    assert "extra bench   lacks no_such_package: pip install 'addnorm[bench]'" in str(seen)
+
+
+def test_it_is_json_ready() -> None:
+    data = doctor.diagnose("9.9.0").to_dict()
+    assert json.loads(json.dumps(data))["extension"]["loaded"] is False

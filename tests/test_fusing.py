@@ -1,0 +1,430 @@
+"""`fuse` finds every Add & Norm of a model, changes no result, and can be undone."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
+
+from addnorm.fusing import fuse, trial
+
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:enable_nested_tensor is True:UserWarning",
+    "ignore:.*is deprecated:DeprecationWarning:torch.*",
+    "ignore:.*is deprecated:FutureWarning:torch.*",
+)
+
+LAYERS, WIDTH, WORDS = 2, 32, 50
+
+
+class Sublayer(nn.Module):
+    """Hand-written post-norm with LayerNorm as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.drop = nn.Linear(WIDTH, WIDTH), nn.Dropout(0.1)
+        self.weight, self.bias = nn.Parameter(torch.ones(WIDTH)), nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = F.dropout(torch.tanh(self.linear(x)), self.drop.p, self.training)
+        return F.layer_norm(x + branch, (WIDTH,), self.weight, self.bias)
+
+
+def bert() -> nn.Module:
+    return transformers.BertModel(
+        transformers.BertConfig(
+            hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2, intermediate_size=48, vocab_size=WORDS
+        )
+    )
+
+
+def gpt2() -> nn.Module:
+    return transformers.GPT2Model(
+        transformers.GPT2Config(
+            n_embd=WIDTH, n_layer=LAYERS, n_head=2, vocab_size=WORDS, bos_token_id=0, eos_token_id=0, use_cache=False
+        )
+    )
+
+
+def llama() -> nn.Module:
+    return transformers.LlamaModel(
+        transformers.LlamaConfig(
+            hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2, num_key_value_heads=2,
+            intermediate_size=48, vocab_size=WORDS, use_cache=False,
+        )
+    )  # fmt: skip
+
+
+def encoder(norm_first: bool) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 48, norm_first=norm_first, batch_first=True)
+    return nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+
+
+@dataclass(frozen=True)
+class Case:
+    build: Callable[[], nn.Module]
+    fused: int
+    skipped: int
+    words: bool = True
+
+    def model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        torch.manual_seed(3)
+        model = self.build().to(dtype)
+        for name, p in model.named_parameters():  # norms that do something
+            if p.dim() == 1:
+                nn.init.normal_(p, mean=float("weight" in name), std=0.2)
+        return model
+
+    def inputs(self, length: int = 7, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        torch.manual_seed(length)
+        if not self.words:
+            return {"input" if self.build is sequential else "src": torch.randn(3, length, WIDTH).to(dtype)}
+        mask = torch.ones(3, length, dtype=torch.long)
+        mask[1, length // 2 :] = 0
+        return {"input_ids": torch.randint(WORDS, (3, length)), "attention_mask": mask}
+
+
+def sequential() -> nn.Module:
+    return nn.Sequential(*(Sublayer() for _ in range(LAYERS)))
+
+
+CASES = {
+    "bert": Case(bert, 2 * LAYERS + 1, 0),
+    "gpt2": Case(gpt2, 2 * LAYERS, 1),
+    "llama": Case(llama, 2 * LAYERS, 1),
+    "post": Case(lambda: encoder(False), 2 * LAYERS, 0, words=False),
+    "pre": Case(lambda: encoder(True), 2 * LAYERS - 1, 1, words=False),
+    "functional": Case(sequential, LAYERS, 0, words=False),
+}
+
+
+def first(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def results(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The output and all gradients, by name."""
+    model.zero_grad()
+    output = first(model(**inputs))
+    torch.manual_seed(9)
+    output.backward(torch.randn(output.shape, dtype=torch.float64).to(output.dtype))
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return {"output": output.detach(), **found}
+
+
+def wide(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
+
+
+def no_dropout(model: nn.Module) -> nn.Module:
+    """In train mode, but with every probability 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+    return model.train()
+
+
+def assert_as_good(after: dict[str, Tensor], before: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
+    """Error against float64 at most twice the original's, plus roundings of the largest value."""
+    assert after.keys() == before.keys()
+    for name, truth in exact.items():
+        error = (after[name].double() - truth).norm()
+        limit = 2 * (before[name].double() - truth).norm() + 8 * torch.finfo(after[name].dtype).eps * truth.norm()
+        assert error <= limit, f"{name}: {error:.3g} > {limit:.3g}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_every_site_is_found_and_nothing_changes(name: str, dtype: torch.dtype) -> None:
+    case = CASES[name]
+    model = no_dropout(case.model(dtype))
+    inputs = case.inputs(dtype=dtype)
+    before = results(model, inputs)
+    exact = results(copy.deepcopy(model).double(), wide(inputs))
+    handle = fuse(model)
+    trying = results(model, inputs)
+    assert (handle.report.fused, handle.report.skipped) == (case.fused, case.skipped), str(handle.report)
+    after = results(model, inputs)
+    for name, value in trying.items():
+        assert torch.equal(value, after[name]), f"{name} differs between the first call and the second"
+    assert_as_good(after, before, exact)
+    handle.undo()
+    for name, value in results(model, inputs).items():
+        assert torch.equal(value, before[name])
+
+
+def test_report_of_bert() -> None:
+    case = CASES["bert"]
+    model = case.model().eval()
+    handle = fuse(model, example=case.inputs())
+    report = handle.report.to_dict()
+    assert (report["fused"], report["skipped"], report["breaks"]) == (2 * LAYERS + 1, 0, [])
+    norms = {name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+    assert {site["norm"] for site in report["sites"]} == norms
+    by_norm = {site["norm"]: site for site in report["sites"]}
+    assert by_norm["embeddings.LayerNorm"]["folded"] == ["add"]
+    assert by_norm["encoder.layer.0.output.LayerNorm"]["folded"] == ["dropout", "add"]
+    assert all(site["backend"] for site in report["sites"])
+    model.train()
+    model(**case.inputs())
+    assert len(handle.report.sites) == 2 * LAYERS + 1  # train is the same calls, captured again
+    assert "5 of 5" in str(handle.report)
+
+
+def test_dropout_repeats_and_has_its_rate() -> None:
+    model = sequential().train()
+    for layer in model:
+        nn.init.zeros_(layer.linear.weight)
+        nn.init.constant_(layer.linear.bias, 2.0)
+    x = torch.zeros(64, 50, WIDTH)
+    with fuse(model):
+        runs = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            runs.append(model(x))
+        assert torch.equal(runs[0], runs[1])
+        assert not torch.equal(runs[0], runs[2])
+        model.eval()
+        assert torch.equal(model(x), model(x))
+    with fuse(model[0]):
+        model[0].train()
+        dropped = (model[0](x) < 0).double().mean().item()  # of a constant branch, what is dropped lies below the mean
+    count = x.numel()
+    assert abs(dropped - 0.1) < 5 * (0.1 * 0.9 / count) ** 0.5 + 2**-16
+
+
+def test_the_model_is_as_before() -> None:
+    case = CASES["bert"]
+    model = case.model().eval()
+    inputs = case.inputs()
+    before, keys = first(model(**inputs)), list(model.state_dict())
+    handle = fuse(model)
+    fused = first(model(**inputs))
+    assert list(model.state_dict()) == keys
+    assert all(module._compiled_call_impl is None for module in model.modules() if module is not model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin._compiled_call_impl is None
+        assert torch.equal(first(twin(**inputs)), before)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    assert torch.equal(first(torch.load(file, weights_only=False)(**inputs)), before)
+    model.load_state_dict(model.state_dict())
+    assert torch.equal(first(model(**inputs)), fused)
+    handle.undo()
+    handle.undo()
+    assert model._compiled_call_impl is None
+    assert "_compiled_call_impl" not in model.__dict__
+    assert torch.equal(first(model(**inputs)), before)
+
+
+def test_moving_to_another_dtype_keeps_it_fused() -> None:
+    case = CASES["functional"]
+    model = case.model().eval()
+    handle = fuse(model)
+    model(**case.inputs())
+    model.double()
+    output = model(**wide(case.inputs()))
+    assert output.dtype == torch.float64
+    handle.undo()
+    assert (output - model(**wide(case.inputs()))).abs().max() < 1e-13
+
+
+def test_twice_is_harmless_and_two_models_are_apart() -> None:
+    case = CASES["functional"]
+    one, two = case.model().eval(), case.model().eval()
+    nn.init.normal_(two[0].linear.weight)
+    inputs = case.inputs()
+    before = one(**inputs), two(**inputs)
+    handle, other = fuse(one), fuse(two)
+    assert fuse(one) is handle
+    assert other is not handle
+    one(**inputs), two(**inputs)
+    handle.undo()
+    assert torch.equal(one(**inputs), before[0])
+    assert two._compiled_call_impl is not None
+    assert torch.allclose(two(**inputs), before[1], atol=1e-5)
+    assert other.report.fused == LAYERS
+    other.undo()
+    again = fuse(one)
+    assert again is not handle
+    again.undo()
+
+
+def test_models_that_differ_in_a_number_are_apart() -> None:
+    x = torch.randn(2, 3, WIDTH)
+    for number in (1e-5, 1e-3, 0.1):
+        model = encoder(False)
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = number
+            if isinstance(module, nn.Dropout):
+                module.p = number
+        handle = fuse(model, example=x)
+        assert [site.folded for site in handle.report.sites] == [("dropout", "add")] * 2 * LAYERS
+
+
+def test_an_error_inside_with_undoes_too() -> None:
+    model = sequential()
+
+    def fails() -> None:
+        with fuse(model):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        fails()
+    assert model._compiled_call_impl is None
+
+
+def test_hooks_run_whenever_they_came() -> None:
+    case = CASES["functional"]
+    model = case.model()
+    inputs = case.inputs()
+    seen: list[str] = []
+    model[0].register_forward_hook(lambda *_: seen.append("early"))
+    with fuse(model) as handle:
+        model(**inputs)
+        model(**inputs)
+        assert seen == ["early"] * 2
+        late = model[1].register_forward_hook(lambda *_: seen.append("late"))
+        model(**inputs)
+        assert seen[2:] == ["early", "late"]
+        late.remove()
+        changing = model[1].register_forward_hook(lambda *arguments: 2 * arguments[2])
+        doubled = model.eval()(**inputs)
+        changing.remove()
+        assert torch.equal(doubled, 2 * model(**inputs))
+        assert handle.report.fused == LAYERS
+
+
+def test_lengths_do_not_capture_again() -> None:
+    case = CASES["bert"]
+    model = case.model().eval()
+    lengths = (5, 6, 7, 9, 12, 16, 21)
+    with fuse(model) as handle, torch.no_grad():
+        outputs = [first(model(**case.inputs(length))) for length in lengths]
+    assert handle._call.captures <= 2  # one for the first length, one for all others
+    for length, output in zip(lengths, outputs, strict=True):
+        assert torch.allclose(output, first(model(**case.inputs(length))), atol=1e-5)
+
+
+def test_nothing_found_is_a_warning() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    handle = fuse(model)
+    with pytest.warns(UserWarning, match="nothing to fuse in Sequential"):
+        model(torch.randn(2, 4))
+    assert handle.report.sites[0].norm == "1"
+    assert "linear" in handle.report.sites[0].reason
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(torch.randn(2, 4))  # once is enough
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks at it
+def test_a_graph_break_is_named_and_the_rest_is_fused() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Breaking() for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    class Breaking(Sublayer):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            torch._dynamo.graph_break()
+            return y
+
+    model = Broken().eval()
+    x = torch.randn(2, 3, WIDTH)
+    before = model(x)
+    with fuse(model) as handle:
+        assert torch.allclose(model(x), before, atol=1e-5)
+        assert torch.allclose(model(x), before, atol=1e-5)
+    assert handle.report.breaks
+    assert [site.norm for site in handle.report.sites] == ["layers.0", "layers.1", "layers.2"]
+    assert handle.report.fused == 3
+
+
+def test_checkpointed_code_is_fused_too() -> None:
+    class Checkpointed(Sublayer):
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    model = no_dropout(Checkpointed())
+    x = torch.randn(2, 3, WIDTH)
+    before = results(model, {"x": x})
+    exact = results(copy.deepcopy(model).double(), {"x": x.double()})
+    with fuse(model) as handle:
+        results(model, {"x": x})
+        after = results(model, {"x": x})
+    assert handle.report.fused == 1
+    assert_as_good(after, before, exact)
+
+
+def test_a_site_that_differs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(x: Tensor, residual: Tensor, weight: Any = None, bias: Any = None, **options: Any) -> Tensor:
+        y = F.layer_norm(x + residual, x.shape[-1:], weight, bias)
+        return y * 1.001 if bias is not None and bias.sum() > 0 else y
+
+    monkeypatch.setattr(trial, "add_norm", wrong)
+    model = sequential().eval()
+    nn.init.ones_(model[1].bias)
+    x = torch.randn(2, 3, WIDTH)
+    before = model(x)
+    with fuse(model) as handle:
+        assert torch.equal(model(x), before)
+        assert torch.equal(model(x), before)
+    good, bad = handle.report.sites
+    assert good.fused
+    assert not bad.fused
+    assert "off float64" in bad.reason
+
+
+def test_a_site_with_nothing_to_judge_by_stays_under_trial() -> None:
+    model = sequential().eval()
+    with fuse(model) as handle:
+        assert model(torch.full((2, 3, WIDTH), torch.nan)).isnan().all()
+        assert handle._call._open
+        model(torch.randn(2, 3, WIDTH))
+        assert not handle._call._open
+        assert handle.report.fused == LAYERS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((3,), TypeError, "model must be a torch.nn.Module, got int"),
+        ((nn.Linear(2, 2), "fast"), ValueError, "mode='fast' is unknown; there are: 'auto', 'eager'"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
+    model, *mode = arguments
+    with pytest.raises(error, match=message):
+        fuse(model, **({"mode": mode[0]} if mode else {}))
+
+
+def test_a_compiled_model_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    model.compile(backend="eager")
+    for compiled in (model, torch.compile(nn.Linear(2, 2), backend="eager")):
+        with pytest.raises(ValueError, match="has been compiled"):
+            fuse(compiled)

@@ -1,0 +1,95 @@
+"""What is installed, and what happens where the extension is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import addnorm
+from addnorm.backends import native
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_extension_is_there_where_it_can_be_built() -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("there is no C++ compiler")
+    assert native.EXTENSION is not None, native.REASON
+
+
+def test_module_name_holds_the_minor_version() -> None:
+    assert native.module_name("2.13.0+cpu") == "_cpu_torch_2_13"
+    assert native.module_name("2.9.1") == "_cpu_torch_2_9"
+
+
+def test_an_extension_for_another_torch_is_not_loaded() -> None:
+    extension, reason = native.load("9.9.0")
+    assert extension is None
+    assert "torch 9.9.0 is running" in reason
+    assert "was built for torch 2.13" in reason or "is not built" in reason
+
+
+def test_a_broken_extension_is_a_reason_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ImportError("undefined symbol: zero")
+
+    monkeypatch.setattr(native.importlib, "import_module", broken)
+    assert native.load() == (None, "the C++ extension does not load: undefined symbol: zero")
+
+
+WITHOUT = """
+import sys
+sys.modules["addnorm._cpu_torch_{}"] = None
+import torch, addnorm
+from addnorm.backends import native
+assert native.EXTENSION is None and native.REASON, native.REASON
+x = torch.randn(3, 5, requires_grad=True)
+y = addnorm.add_norm(x, x, dropout_p=0.1)
+y.sum().backward()
+print(addnorm.explain_dispatch(x))
+"""
+
+
+def test_everything_works_without_the_extension() -> None:
+    major, minor = torch.__version__.split(".")[:2]
+    code = WITHOUT.format(f"{major}_{minor}")
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("eager takes this call")
+
+
+def test_metadata() -> None:
+    meta = importlib.metadata.metadata("addnorm")
+    assert meta["Version"] == addnorm.__version__
+    assert [r for r in importlib.metadata.requires("addnorm") or [] if "extra" not in r] == ["torch>=2.11"]
+
+
+@pytest.mark.slow
+def test_wheel_runs_where_it_is_unpacked(tmp_path: Path) -> None:
+    """A wheel built here, installed elsewhere, imported from there, with its kernels."""
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".venv", ".git", "build", "dist", "*.so", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    wheel = [*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run(wheel, check=True, capture_output=True, text=True)
+    (built,) = tmp_path.glob("addnorm-*.whl")
+    target = tmp_path / "installed"
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(built)], check=True, capture_output=True)
+    code = f"""
+import sys
+sys.path.insert(0, {str(target)!r})
+import torch, addnorm
+from pathlib import Path
+assert Path(addnorm.__file__).is_relative_to({str(target)!r}), addnorm.__file__
+assert (Path(addnorm.__file__).parent / "py.typed").exists()
+print(addnorm.explain_dispatch(torch.ones(2, 3)).chosen, addnorm.add_norm(torch.ones(2, 3)).sum().item())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["cpu" if shutil.which("c++") else "eager", "0.0"], done.stdout + done.stderr

@@ -1,0 +1,95 @@
+"""Many callers: Python threads, forked and spawned workers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from addnorm import AddNorm, add_norm, add_norm_stream
+
+from .support.calls import routes, run
+from .support.cases import EVERYTHING, Case, build
+from .support.tolerance import same_bits
+
+every_route = pytest.mark.parametrize("backend", routes())
+CALLERS = 8
+
+
+@every_route
+def test_eight_python_threads(backend: str | None) -> None:
+    """Forward and backward at once from eight threads: each gets the bits that it gets alone."""
+    cases = [Case(**{**vars(EVERYTHING), "shape": (2, 40 + i, 129 + i), "row_scale": (2, 1)}) for i in range(CALLERS)]
+    problems = [build(case) for case in cases]
+    wanted = [run(problem, backend) for problem in problems]
+
+    def many(i: int) -> list[dict[str, Tensor]]:
+        return [run(problems[i], backend) for _ in range(6)]
+
+    with ThreadPoolExecutor(CALLERS) as pool:
+        for results, want in zip(pool.map(many, range(CALLERS)), wanted, strict=True):
+            for got in results:
+                for name, result in got.items():
+                    same_bits(name, result, want[name])
+
+
+@every_route
+def test_one_module_in_eight_threads(backend: str | None) -> None:
+    module = AddNorm(64, backend=backend).eval()
+    inputs = [torch.randn(500, 64) for _ in range(CALLERS)]
+    wanted = [module(x, x).detach() for x in inputs]
+    with ThreadPoolExecutor(CALLERS) as pool:
+        for got, want in zip(pool.map(lambda x: module(x, x).detach(), inputs), wanted, strict=True):
+            same_bits("y", got, want)
+
+
+@every_route
+def test_backward_through_one_graph_from_two_threads(backend: str | None) -> None:
+    x = torch.randn(200, 300, requires_grad=True)
+    y = add_norm(x, x, backend=backend).square().sum()
+    with ThreadPoolExecutor(2) as pool:
+        grads = list(pool.map(lambda _: torch.autograd.grad(y, x, retain_graph=True)[0], range(6)))
+    for grad in grads:
+        same_bits("gradient", grad, grads[0])
+
+
+def child(backend: str | None, connection: Any, threads: int) -> None:
+    torch.set_num_threads(threads)
+    x = torch.linspace(-3, 3, 600 * 512).reshape(600, 512).requires_grad_()
+    y, z = add_norm_stream(x, x, dropout_p=0.1, seed=3, backend=backend)
+    torch.autograd.backward([y, z], [y.detach(), z.detach()])
+    assert x.grad is not None
+    connection.send(x.grad.double().sum().item())
+    connection.close()
+
+
+@every_route
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_worker_process(backend: str | None, method: str) -> None:
+    """A worker that was forked after the parent's threads had run neither hangs nor differs."""
+    if method == "fork" and not hasattr(os, "fork"):
+        pytest.skip("this system does not fork")
+    before = torch.get_num_threads()
+    threads = 1 if backend == "eager" else 2  # torch's own operations wait for the parent's threads in a fork
+    try:
+        here, there = multiprocessing.Pipe()
+        child(backend, there, threads)
+        want = here.recv()
+        here, there = multiprocessing.Pipe()
+        process = multiprocessing.get_context(method).Process(target=child, args=(backend, there, threads), daemon=True)
+        process.start()
+        try:
+            assert here.poll(30), "the worker hangs"
+            assert here.recv() == want
+            process.join(30)
+            assert process.exitcode == 0
+        finally:
+            process.kill()
+    finally:
+        torch.set_num_threads(before)
