@@ -81,7 +81,7 @@ def test_answers_are_sensible_and_the_same_when_fused(model: Any, tokenizer: min
 
 
 def test_gradients_agree() -> None:
-    model, batch = tiny(), words()
+    model, batch = tiny(), words(16, 9)
     exact = gradients(copy.deepcopy(model).double(), batch)
     before = gradients(model, batch)
     with fuse(model):

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from addnorm.bench.cases import Case
-from addnorm.bench.machine import describe
 from addnorm.bench.results import Measurement, Results
 from addnorm.demo.result import Agreement, DemoResult, Machine, Model, Query, Workload
+from addnorm.machine import describe
 from addnorm.report import bench, demo, markdown, page, terminal
 from addnorm.report.document import Document, Figure, Section, Table
 

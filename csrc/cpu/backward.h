@@ -30,17 +30,16 @@ template <class Norm, class T, int R> struct BackwardRows {
   const char *dy[R], *ds[R], *z[R], *x[R];
   char *dx[R], *dresidual[R];
   typename Norm::template Row<T> stats[R];
-  T means[R * Norm::kGradientSums];
+  T means[R * Norm::kGradientSums] = {};
   T row_scale[R];
 };
 
 inline char* optional_row(const Matrix& m, int64_t row) { return m.data ? row_pointer(m, row) : nullptr; }
 
-template <class Norm, class T, int R>
-ADDNORM_INLINE void find_rows(BackwardRows<Norm, T, R>& rows, const Backward& b, int64_t row) {
+template <bool kUnrolled, class Norm, class T, int R>
+ADDNORM_INLINE void find_rows(BackwardRows<Norm, T, R>& rows, const Backward& b, int64_t row, int count) {
   using Row = typename Norm::template Row<T>;
-  each<R>([&](auto i) ADDNORM_LAMBDA {
-    constexpr int r = i.value;
+  each_row<kUnrolled, R>(count, [&](auto r) ADDNORM_LAMBDA {
     rows.dy[r] = optional_row(b.dy, row + r);
     rows.ds[r] = optional_row(b.ds, row + r);
     rows.z[r] = optional_row(b.z, row + r);
@@ -52,22 +51,22 @@ ADDNORM_INLINE void find_rows(BackwardRows<Norm, T, R>& rows, const Backward& b,
   });
 }
 
-// mean(G) and mean(G * xhat), or what else the norm's gradient rests on, of rows kFrom, kFrom + 1, ...
-template <class Norm, class Access, int kFrom, int kCount, int R, class T = typename Access::T>
-ADDNORM_INLINE void gradient_means(const BackwardPlan<Access>& p, BackwardRows<Norm, T, R>& rows) {
+// mean(G) and mean(G * xhat), or what else the norm's gradient rests on, of the rows from `from` on.
+template <class Norm, class Access, int kCount, int R, class T = typename Access::T>
+ADDNORM_INLINE void gradient_means(const BackwardPlan<Access>& p, BackwardRows<Norm, T, R>& rows, int from) {
   const Backward& b = p.call;
   constexpr int kSums = Norm::kGradientSums;
   T sums[kCount * kSums];
-  row_sums(b.d, sums, [&](int64_t c, auto n, Pair<T>* accumulators) ADDNORM_LAMBDA {
-    const Pair<T> weight = p.weight ? load_pair<T>(p.weight + c, n) : Pair<T>{splat(T(1)), splat(T(1))};
+  row_sums<Access::kCompact>(b.d, sums, [&](int64_t c, auto n, Pair<T>* accumulators) ADDNORM_LAMBDA {
+    const Pair<T> weight = p.weight ? load_parameter<Access>(p.weight + c, n) : Pair<T>{splat(T(1)), splat(T(1))};
     each<kCount>([&](auto i) ADDNORM_LAMBDA {
-      constexpr int r = kFrom + i.value;
+      const int r = from + i;
       const Pair<T> xhat = Norm::normalise(rows.stats[r], Access::load(b.z.dtype, rows.z[r], c, n));
       const Pair<T> g = Access::load(b.dy.dtype, rows.dy[r], c, n) * weight;
-      Norm::add_gradient(accumulators + i.value * kSums, g, xhat);
+      Norm::add_gradient(accumulators + i * kSums, g, only<Access::kOrder>(n, xhat));
     });
   });
-  each<kCount * kSums>([&](auto i) ADDNORM_LAMBDA { rows.means[kFrom * kSums + i.value] = sums[i.value] / static_cast<T>(b.d); });
+  each<kCount * kSums>([&](auto i) ADDNORM_LAMBDA { rows.means[from * kSums + i] = sums[i] / static_cast<T>(b.d); });
 }
 
 // What the branch's side of the sum wants of dz: dx, dbranch_bias, dbranch_scale and a term of drow_scale.
@@ -77,11 +76,11 @@ ADDNORM_INLINE void branch_columns(const BackwardPlan<Access>& p, const Backward
   const Backward& b = p.call;
   const Pair<T> one = {splat(T(1)), splat(T(1))};
   const Pair<T> kept = b.dropout.threshold ? keep<Access::kOrder>(lanes + c, b.dropout.threshold, p.keep_scale) : one;
-  const Pair<T> scale = p.branch_scale ? load_pair<T>(p.branch_scale + c, n) : one;
+  const Pair<T> scale = p.branch_scale ? load_parameter<Access>(p.branch_scale + c, n) : one;
   const Vec<T> row_scale = splat(rows.row_scale[r]);
   if (p.needs_branch) {
     Pair<T> u = Access::load(b.x.dtype, rows.x[r], c, n);
-    if (p.branch_bias) u = u + load_pair<T>(p.branch_bias + c, n);
+    if (p.branch_bias) u = u + load_parameter<Access>(p.branch_bias + c, n);
     const Pair<T> term = u * kept * dz;
     sums[kBranchScale] = sums[kBranchScale] + term * row_scale;
     *row_sum = *row_sum + only<Access::kOrder>(n, term * scale);
@@ -91,63 +90,66 @@ ADDNORM_INLINE void branch_columns(const BackwardPlan<Access>& p, const Backward
   sums[kBranchBias] = sums[kBranchBias] + dx;
 }
 
-// R rows: `first` where the block's accumulators are still to be set.
+// dz of 32 columns of a row, and their terms of dweight and dbias.
+template <class Norm, class Access, int R, class N, class T = typename Access::T>
+ADDNORM_INLINE Pair<T> stream_columns(const BackwardPlan<Access>& p, const BackwardRows<Norm, T, R>& rows, int r, int64_t c, N n,
+                                      Pair<T> weight, Pair<T>* sums) {
+  const Backward& b = p.call;
+  if (!b.dy.data) return rows.ds[r] ? Access::load(b.ds.dtype, rows.ds[r], c, n) : Pair<T>{splat(T(0)), splat(T(0))};
+  const Pair<T> xhat = Norm::normalise(rows.stats[r], Access::load(b.z.dtype, rows.z[r], c, n));
+  const Pair<T> dy = Access::load(b.dy.dtype, rows.dy[r], c, n);
+  sums[kWeight] = fma(dy, xhat, sums[kWeight]);
+  sums[kBias] = sums[kBias] + dy;
+  const Pair<T> dz = Norm::gradient(rows.stats[r], rows.means + r * Norm::kGradientSums, dy * weight, xhat);
+  return rows.ds[r] ? dz + Access::load(b.ds.dtype, rows.ds[r], c, n) : dz;
+}
+
+// `count` rows, R of them where kPlain; `first` where the block's accumulators are still to be set. The plain case is written
+// out row by row, the full one loops.
 template <class Norm, class Access, bool kPlain, int R>
-inline void backward_rows(const BackwardPlan<Access>& p, int64_t row, const Columns<typename Access::T>& totals, bool first,
+inline void backward_rows(const BackwardPlan<Access>& p, int64_t row, int count, const Columns<typename Access::T>& totals, bool first,
                           uint16_t* lanes) {
   using T = typename Access::T;
   const Backward& b = p.call;
   const int64_t d = b.d;
   BackwardRows<Norm, T, R> rows;
-  find_rows(rows, b, row);
-  if constexpr (!kPlain)
-    if (b.dropout.threshold)
-      for (int r = 0; r < R; ++r) random_lanes(lanes + r * lane_space(d), d, b.dropout.seed, static_cast<uint64_t>(row + r));
-
-  const bool has_dy = b.dy.data != nullptr;
-  if (has_dy) {
-    constexpr int kTogether = sizeof(T) == 4 && kRowsTogether < R ? kRowsTogether : sizeof(T) == 4 ? R : 1;
-    each<R / kTogether>([&](auto i) ADDNORM_LAMBDA { gradient_means<Norm, Access, i.value * kTogether, kTogether>(p, rows); });
+  find_rows<kPlain>(rows, b, row, count);
+  if (b.dropout.threshold)
+    for (int r = 0; r < count; ++r) random_lanes(lanes + r * lane_space(d), d, b.dropout.seed, static_cast<uint64_t>(row + r));
+  if (b.dy.data) {
+    constexpr int kTogether = kPlain && kRowsTogether < R ? kRowsTogether : kPlain ? R : 1;
+    each_row<kPlain, R / kTogether>(count, [&](auto i) ADDNORM_LAMBDA {
+      gradient_means<Norm, Access, kTogether>(p, rows, i * kTogether);
+    });
   }
 
-  T row_totals[R];
+  const Pair<T> zero = {splat(T(0)), splat(T(0))}, one = {splat(T(1)), splat(T(1))};
   const auto body = [&](int64_t c, auto n, Pair<T>* row_sum) ADDNORM_LAMBDA {
-    const Pair<T> zero = {splat(T(0)), splat(T(0))}, one = {splat(T(1)), splat(T(1))};
-    const Pair<T> weight = p.weight ? load_pair<T>(p.weight + c, n) : one;
+    const Pair<T> weight = p.weight ? load_parameter<Access>(p.weight + c, n) : one;
     Pair<T> sums[kColumnSums] = {zero, zero, zero, zero};
-    each<R>([&](auto i) ADDNORM_LAMBDA {
-      constexpr int r = i.value;
-      Pair<T> dz = zero;
-      if (has_dy) {
-        const Pair<T> xhat = Norm::normalise(rows.stats[r], Access::load(b.z.dtype, rows.z[r], c, n));
-        const Pair<T> dy = Access::load(b.dy.dtype, rows.dy[r], c, n);
-        sums[kWeight] = fma(dy, xhat, sums[kWeight]);
-        sums[kBias] = sums[kBias] + dy;
-        dz = Norm::gradient(rows.stats[r], rows.means + r * Norm::kGradientSums, dy * weight, xhat);
-        if (rows.ds[r]) dz = dz + Access::load(b.ds.dtype, rows.ds[r], c, n);
-      } else if (rows.ds[r]) {
-        dz = Access::load(b.ds.dtype, rows.ds[r], c, n);
-      }
+    each_row<kPlain, R>(count, [&](auto r) ADDNORM_LAMBDA {
+      const Pair<T> dz = stream_columns(p, rows, r, c, n, weight, sums);
       if constexpr (kPlain) {
         if (rows.dresidual[r]) Access::store(b.dresidual.dtype, rows.dresidual[r], c, n, dz, p.streaming);
         if (rows.dx[r]) Access::store(b.dx.dtype, rows.dx[r], c, n, dz, p.streaming);
       } else {
-        if (rows.dresidual[r]) Access::store(b.dresidual.dtype, rows.dresidual[r], c, n, dz * splat(p.residual_scale), p.streaming);
+        const Pair<T> skip = dz * splat(p.residual_scale);
+        if (rows.dresidual[r]) Access::store(b.dresidual.dtype, rows.dresidual[r], c, n, skip, p.streaming);
         branch_columns(p, rows, r, lanes + r * lane_space(d), c, n, dz, sums, row_sum + r);
       }
     });
-    if (totals.sum[kWeight]) totals.add(kWeight, c, sums[kWeight], first);
-    if (totals.sum[kBias]) totals.add(kBias, c, sums[kBias], first);
-    if constexpr (!kPlain) {
-      if (totals.sum[kBranchBias]) totals.add(kBranchBias, c, sums[kBranchBias], first);
-      if (totals.sum[kBranchScale]) totals.add(kBranchScale, c, sums[kBranchScale], first);
-    }
+    constexpr int kSums = kPlain ? kBias + 1 : kColumnSums;
+    each<kSums>([&](auto k) ADDNORM_LAMBDA {
+      if (totals.sum[k]) totals.add(k, c, sums[k], first);
+    });
   };
   if constexpr (kPlain) {
-    columns(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA { body(c, n, static_cast<Pair<T>*>(nullptr)); });
+    columns<Access::kCompact>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA { body(c, n, static_cast<Pair<T>*>(nullptr)); });
   } else {
-    row_sums(d, row_totals, body);
-    if (b.drow_scale.data) each<R>([&](auto i) ADDNORM_LAMBDA { store_scalar(b.drow_scale, row + i.value, row_totals[i.value]); });
+    T row_totals[R];
+    row_sums<Access::kCompact>(d, row_totals, body);
+    if (b.drow_scale.data)
+      for (int r = 0; r < count; ++r) store_scalar(b.drow_scale, row + r, row_totals[r]);
   }
 }
 
@@ -161,8 +163,12 @@ template <class Norm, class Access, bool kPlain> inline void backward_blocks(voi
     const auto totals = plan.partials.columns_of(block);
     const int64_t first = plan.blocks.begin(block), last = plan.blocks.end(block);
     int64_t row = first;
-    for (; row + R <= last; row += R) backward_rows<Norm, Access, kPlain, R>(plan, row, totals, row == first, lanes);
-    for (; row < last; ++row) backward_rows<Norm, Access, kPlain, 1>(plan, row, totals, row == first, lanes);
+    for (; row + R <= last; row += R) backward_rows<Norm, Access, kPlain, R>(plan, row, R, totals, row == first, lanes);
+    if constexpr (kPlain) {
+      for (; row < last; ++row) backward_rows<Norm, Access, kPlain, 1>(plan, row, 1, totals, row == first, lanes);
+    } else if (row < last) {
+      backward_rows<Norm, Access, kPlain, R>(plan, row, static_cast<int>(last - row), totals, row == first, lanes);
+    }
   }
   if (plan.streaming) stream_fence();
 }
@@ -214,7 +220,7 @@ template <class Norm> inline void backward(const Backward& b, const Runtime& run
   };
   if (same && dtype == DType::f32) return run(Same<F32>{});
   if (same && dtype == DType::bf16) return run(Same<BF16>{});
-  if (same && dtype == DType::f16) return run(Same<F16>{});
+  if (same && dtype == DType::f16 && plain) return backward_with<Norm, Same<F16>, true>(b, runtime);
   backward_with<Norm, Any<float>, false>(b, runtime);
 }
 

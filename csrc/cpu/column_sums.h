@@ -29,7 +29,7 @@ struct RowBlocks {
 template <class T> struct Columns {
   T* sum[kColumnSums];
 
-  ADDNORM_INLINE void add(ColumnSum which, int64_t column, Pair<T> v, bool first) const {
+  ADDNORM_INLINE void add(int which, int64_t column, Pair<T> v, bool first) const {
     T* p = sum[which] + column;
     store_pair(p, Whole{}, first ? v : load_pair<T>(p, Whole{}) + v);
   }
@@ -90,12 +90,12 @@ template <class Access> class Partials {
   void write(const Vector& output, const T* total) const {
     if (output.scalar) {
       T sums[1];
-      row_sums(d_, sums, [&](int64_t c, auto n, Pair<T>* sum) ADDNORM_LAMBDA {
+      row_sums<true>(d_, sums, [&](int64_t c, auto n, Pair<T>* sum) ADDNORM_LAMBDA {
         sum[0] = sum[0] + only<Access::kOrder>(n, load_pair<T>(total + c, Whole{}));
       });
       return store_scalar(output, 0, sums[0]);
     }
-    columns(0, d_, [&](int64_t c, auto n) ADDNORM_LAMBDA {
+    columns<true>(0, d_, [&](int64_t c, auto n) ADDNORM_LAMBDA {
       store_vector<Access::kOrder>(output, c, n, load_pair<T>(total + c, Whole{}));
     });
   }

@@ -23,20 +23,31 @@ template <class T> ADDNORM_INLINE void store(void* p, Vec<T> v) { __builtin_memc
 
 ADDNORM_INLINE int clamp(int value, int high) { return value < 0 ? 0 : value > high ? high : value; }
 
+// The first bytes of a vector: beyond them nothing is touched, and zeros are loaded.
 template <class T> ADDNORM_INLINE Vec<T> load_first(const void* p, int bytes) {
-  Vec<T> v;
-  each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA {
-    constexpr int kOffset = i.value * kNativeBytes;
-    v.part[i.value] = (typename Vec<T>::Native)load_bytes(static_cast<const char*>(p) + kOffset, clamp(bytes - kOffset, kNativeBytes));
-  });
+  Vec<T> v = {};
+  if constexpr (kMaskedBytes) {
+    each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA {
+      constexpr int kOffset = i.value * kNativeBytes;
+      const int rest = clamp(bytes - kOffset, kNativeBytes);
+      v.part[i.value] = (typename Vec<T>::Native)load_bytes(static_cast<const char*>(p) + kOffset, rest);
+    });
+  } else {
+    __builtin_memcpy(&v, p, static_cast<size_t>(clamp(bytes, sizeof v)));
+  }
   return v;
 }
 
 template <class T> ADDNORM_INLINE void store_first(void* p, Vec<T> v, int bytes) {
-  each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA {
-    constexpr int kOffset = i.value * kNativeBytes;
-    store_bytes(static_cast<char*>(p) + kOffset, (Raw)v.part[i.value], clamp(bytes - kOffset, kNativeBytes));
-  });
+  if constexpr (kMaskedBytes) {
+    each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA {
+      constexpr int kOffset = i.value * kNativeBytes;
+      store_bytes(static_cast<char*>(p) + kOffset, (Raw)v.part[i.value], clamp(bytes - kOffset, kNativeBytes));
+    });
+  } else {
+    const Vec<T> copy = v;
+    __builtin_memcpy(p, &copy, static_cast<size_t>(clamp(bytes, sizeof v)));
+  }
 }
 
 template <class T> ADDNORM_INLINE void stream_all(void* p, Vec<T> v) {
@@ -95,7 +106,8 @@ ADDNORM_INLINE Words narrow(F16, Pair<float> p) {
 template <class T> ADDNORM_INLINE Pair<T> load_pair(const void* p, Whole) {
   return {load<T>(p), load<T>(static_cast<const T*>(p) + kLanes)};
 }
-template <class T> ADDNORM_INLINE Pair<T> load_pair(const void* p, Part n) {
+template <class T, class N> ADDNORM_INLINE Pair<T> load_pair(const void* p, N n) {
+  if (n.count == kStep) return load_pair<T>(p, Whole{});
   constexpr int kSize = static_cast<int>(sizeof(T));
   return {load_first<T>(p, n.count * kSize), load_first<T>(static_cast<const T*>(p) + kLanes, (n.count - kLanes) * kSize)};
 }
@@ -107,19 +119,22 @@ template <class T> ADDNORM_INLINE void store_pair(void* p, Whole, Pair<T> v, boo
     store(q, v.a), store(q + kLanes, v.b);
   }
 }
-template <class T> ADDNORM_INLINE void store_pair(void* p, Part n, Pair<T> v, bool = false) {
+template <class T, class N> ADDNORM_INLINE void store_pair(void* p, N n, Pair<T> v, bool streaming = false) {
+  if (n.count == kStep) return store_pair(p, Whole{}, v, streaming);
   constexpr int kSize = static_cast<int>(sizeof(T));
   store_first(p, v.a, n.count * kSize), store_first(static_cast<T*>(p) + kLanes, v.b, (n.count - kLanes) * kSize);
 }
 
 template <class E> struct Element {  // the 16-bit ones
-  static ADDNORM_INLINE Pair<float> load(const void* p, Whole) { return widen(E{}, ADDNORM_ISA::load<uint32_t>(p)); }
-  static ADDNORM_INLINE Pair<float> load(const void* p, Part n) { return widen(E{}, load_first<uint32_t>(p, 2 * n.count)); }
-  static ADDNORM_INLINE void store(void* p, Whole, Pair<float> v, bool streaming) {
-    const Words w = narrow(E{}, v);
-    streaming ? stream_all(p, w) : ADDNORM_ISA::store(p, w);
+  template <class N> static ADDNORM_INLINE Pair<float> load(const void* p, N n) {
+    return widen(E{}, n.count == kStep ? ADDNORM_ISA::load<uint32_t>(p) : load_first<uint32_t>(p, 2 * n.count));
   }
-  static ADDNORM_INLINE void store(void* p, Part n, Pair<float> v, bool) { store_first(p, narrow(E{}, v), 2 * n.count); }
+  template <class N> static ADDNORM_INLINE void store(void* p, N n, Pair<float> v, bool streaming) {
+    const Words w = narrow(E{}, v);
+    if (n.count != kStep) store_first(p, w, 2 * n.count);
+    else if (streaming) stream_all(p, w);
+    else ADDNORM_ISA::store(p, w);
+  }
 };
 
 template <class T> struct Itself {
@@ -150,6 +165,7 @@ template <class To, class From> ADDNORM_INLINE Pair<To> convert(Pair<From> p) {
 // All matrices hold E; the arithmetic is float.
 template <class E> struct Same {
   using T = float;
+  static constexpr bool kCompact = false;
   static constexpr Order kOrder = E::kOrder;
   template <class N> static ADDNORM_INLINE Pair<T> load(DType, const void* row, int64_t column, N n) {
     return Element<E>::load(static_cast<const char*>(row) + column * E::kBytes, n);
@@ -162,8 +178,9 @@ template <class E> struct Same {
 // Any element type, told apart at each step by a branch that is always predicted.
 template <class T_> struct Any {
   using T = T_;
+  static constexpr bool kCompact = true;
   static constexpr Order kOrder = Order::natural;
-  template <class N> static ADDNORM_INLINE Pair<T> load(DType dtype, const void* row, int64_t column, N n) {
+  template <class N> static ADDNORM_OUTLINE Pair<T> load(DType dtype, const void* row, int64_t column, N n) {
     switch (dtype) {
       case DType::f32: return convert<T>(Same<F32>::load(dtype, row, column, n));
       case DType::bf16: return convert<T>(join(Same<BF16>::load(dtype, row, column, n)));
@@ -172,7 +189,7 @@ template <class T_> struct Any {
     }
     __builtin_unreachable();
   }
-  template <class N> static ADDNORM_INLINE void store(DType dtype, void* row, int64_t column, N n, Pair<T> v, bool streaming = false) {
+  template <class N> static ADDNORM_OUTLINE void store(DType dtype, void* row, int64_t column, N n, Pair<T> v, bool streaming = false) {
     switch (dtype) {
       case DType::f32: return Same<F32>::store(dtype, row, column, n, convert<float>(v), streaming);
       case DType::bf16: return Same<BF16>::store(dtype, row, column, n, split(convert<float>(v)), streaming);
@@ -198,11 +215,11 @@ template <Order kOrder, class T, class N> ADDNORM_INLINE void store_vector(const
 
 // One element of a vector.
 template <class T> ADDNORM_INLINE T load_scalar(const Vector& v, int64_t i) {
-  return Any<T>::load(v.dtype, v.data, i, Part{1}).a.part[0][0];
+  return Any<T>::load(v.dtype, v.data, i, Some{1}).a.part[0][0];
 }
 template <class T> ADDNORM_INLINE void store_scalar(const Vector& v, int64_t i, T value) {
   const Pair<T> p = {splat(value), splat(value)};
-  Any<T>::store(v.dtype, v.data, i, Part{1}, p);
+  Any<T>::store(v.dtype, v.data, i, Some{1}, p);
 }
 
 inline int element_bytes(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }

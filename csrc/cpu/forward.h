@@ -1,6 +1,8 @@
 // The forward, one text for every norm, access policy and instruction set.
 #pragma once
 
+#include <initializer_list>
+
 #include "kernels.h"
 #include "memory.h"
 #include "parameters.h"
@@ -37,9 +39,9 @@ ADDNORM_INLINE Pair<T> add_columns(const ForwardPlan<Access>& p, const void* x, 
   const Forward& f = p.call;
   Pair<T> z = Access::load(f.x.dtype, x, c, n);
   if constexpr (kPlain) return z + Access::load(f.residual.dtype, residual, c, n);
-  if (p.branch_bias) z = z + load_pair<T>(p.branch_bias + c, n);
+  if (p.branch_bias) z = z + load_parameter<Access>(p.branch_bias + c, n);
   if (f.dropout.threshold) z = z * keep<Access::kOrder>(lanes + c, f.dropout.threshold, p.keep_scale);
-  if (p.branch_scale) z = z * load_pair<T>(p.branch_scale + c, n);
+  if (p.branch_scale) z = z * load_parameter<Access>(p.branch_scale + c, n);
   z = z * splat(row_scale);
   if (!residual) return z;
   return z + Access::load(f.residual.dtype, residual, c, n) * splat(p.residual_scale);
@@ -71,7 +73,7 @@ inline void forward_rows(const ForwardPlan<Access>& p, int64_t row, const RowBuf
   });
 
   T first[R * Norm::kFirstSums];
-  row_sums(d, first, [&](int64_t c, auto n, Pair<T>* sums) ADDNORM_LAMBDA {
+  row_sums<Access::kCompact>(d, first, [&](int64_t c, auto n, Pair<T>* sums) ADDNORM_LAMBDA {
     each<R>([&](auto i) ADDNORM_LAMBDA {
       constexpr int r = i.value;
       const uint16_t* lanes = buffers.lanes + r * lane_space(d);
@@ -86,7 +88,7 @@ inline void forward_rows(const ForwardPlan<Access>& p, int64_t row, const RowBuf
 
   if constexpr (Norm::kSecondSums > 0) {
     T second[R * Norm::kSecondSums];
-    row_sums(d, second, [&](int64_t c, auto n, Pair<T>* sums) ADDNORM_LAMBDA {
+    row_sums<Access::kCompact>(d, second, [&](int64_t c, auto n, Pair<T>* sums) ADDNORM_LAMBDA {
       each<R>([&](auto i) ADDNORM_LAMBDA {
         constexpr int r = i.value;
         const Pair<T> term = Norm::second_term(rows[r], load_pair<T>(buffers.z + r * buffers.stride + c, Whole{}));
@@ -97,10 +99,10 @@ inline void forward_rows(const ForwardPlan<Access>& p, int64_t row, const RowBuf
   }
   if (f.stats) each<R>([&](auto i) ADDNORM_LAMBDA { static_cast<Row*>(f.stats)[row + i.value] = rows[i.value]; });
 
-  columns(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
+  columns<Access::kCompact>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
     const Pair<T> zero = {splat(T(0)), splat(T(0))};
-    const Pair<T> weight = p.weight ? load_pair<T>(p.weight + c, n) : zero;
-    const Pair<T> bias = p.bias ? load_pair<T>(p.bias + c, n) : zero;
+    const Pair<T> weight = p.weight ? load_parameter<Access>(p.weight + c, n) : zero;
+    const Pair<T> bias = p.bias ? load_parameter<Access>(p.bias + c, n) : zero;
     each<R>([&](auto i) ADDNORM_LAMBDA {
       constexpr int r = i.value;
       Pair<T> v = Norm::normalise(rows[r], load_pair<T>(buffers.z + r * buffers.stride + c, Whole{}));
@@ -117,7 +119,7 @@ inline void forward_rows(const ForwardPlan<Access>& p, int64_t row, const RowBuf
 template <class Norm, class Access, bool kPlain> inline void forward_range(void* context, int64_t begin, int64_t end) {
   using T = typename Access::T;
   const auto& plan = *static_cast<const ForwardPlan<Access>*>(context);
-  constexpr int R = sizeof(T) == 4 ? kRowsTogether : 1;
+  constexpr int R = kPlain ? kRowsTogether : 1;
   const int64_t d = plan.call.d, stride = padded(d);
   const int64_t lanes = plan.call.dropout.threshold ? R * lane_space(d) : 0;
   Scratch scratch(Scratch::rows, Scratch::space<T>(R * stride) + Scratch::space<uint16_t>(lanes));
@@ -179,7 +181,7 @@ template <class Norm> inline void forward(const Forward& f, const Runtime& runti
   };
   if (same && f.x.dtype == DType::f32) return run(Same<F32>{});
   if (same && f.x.dtype == DType::bf16) return run(Same<BF16>{});
-  if (same && f.x.dtype == DType::f16) return run(Same<F16>{});
+  if (same && f.x.dtype == DType::f16 && plain) return forward_with<Norm, Same<F16>, true>(f, runtime);
   forward_with<Norm, Any<float>, false>(f, runtime);
 }
 

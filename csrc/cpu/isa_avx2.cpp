@@ -5,5 +5,5 @@
 
 namespace addnorm {
 extern const Kernels k_avx2;
-const Kernels k_avx2 = {"avx2", avx2::forward_any, avx2::backward_any};
+const Kernels k_avx2 = {"avx2", avx2::forward_any, avx2::backward_any, avx2::move};
 }  // namespace addnorm

@@ -5,5 +5,5 @@
 
 namespace addnorm {
 extern const Kernels k_avx512;
-const Kernels k_avx512 = {"avx512", avx512::forward_any, avx512::backward_any};
+const Kernels k_avx512 = {"avx512", avx512::forward_any, avx512::backward_any, avx512::move};
 }  // namespace addnorm

@@ -5,5 +5,5 @@
 
 namespace addnorm {
 extern const Kernels k_generic;
-const Kernels k_generic = {"generic", generic::forward_any, generic::backward_any};
+const Kernels k_generic = {"generic", generic::forward_any, generic::backward_any, generic::move};
 }  // namespace addnorm

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backward.h"
+#include "floor.h"
 #include "norms/layer.h"
 #include "norms/rms.h"
 

@@ -77,10 +77,22 @@ struct Runtime {
   void (*parallel_for)(int64_t n, int64_t grain, void* context, void (*body)(void*, int64_t, int64_t));
 };
 
+constexpr int kMaxStreamReads = 4, kMaxStreamWrites = 2;
+
+// The streaming floor: so many reads and writes of `count` floats, a multiple of 32; non-temporal writes want 64-byte alignment.
+struct Stream {
+  const float* reads[kMaxStreamReads] = {};
+  float* writes[kMaxStreamWrites] = {};
+  int read_count = 0, write_count = 0;
+  int64_t count = 0;
+  bool non_temporal = false;
+};
+
 struct Kernels {
   const char* name;                               // "generic", "avx2", "avx512"
   void (*forward)(const Forward&, const Runtime&);
   void (*backward)(const Backward&, const Runtime&);
+  void (*stream)(const Stream&, const Runtime&);
 };
 
 // The best set this processor runs, or the one that the environment variable ADDNORM_CPU_ISA names.

@@ -24,13 +24,19 @@ template <class Access> struct Parameter {
     T* result = scratch.take<T>(padded(d));
     const Vec<T> shift = splat(static_cast<T>(offset));
     const Vec<T> number = v.scalar ? splat(load_scalar<T>(v, 0)) : splat(T(0));
-    columns(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
+    columns<true>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
       const Pair<T> loaded = v.scalar ? Pair<T>{number, number} : load_vector<Access::kOrder, T>(v, c, n);
       store_pair(result + c, Whole{}, only<Access::kOrder>(n, offset == 0 ? loaded : loaded + shift));
     });
     return result;
   }
 };
+
+// 32 columns of a parameter. One in split order is a padded copy, of which a part would not be the first columns.
+template <class Access, class N, class T = typename Access::T> ADDNORM_INLINE Pair<T> load_parameter(const T* p, N n) {
+  if constexpr (Access::kOrder == Order::split) return load_pair<T>(p, Whole{});
+  else return load_pair<T>(p, n);
+}
 
 // The values of one row in the arithmetic's type, whatever the row is told apart by.
 template <class T> ADDNORM_INLINE T row_value(const Vector& v, int64_t row) {

@@ -10,12 +10,14 @@
 namespace addnorm::ADDNORM_ISA {
 
 #define ADDNORM_LAMBDA __attribute__((always_inline))
-
-using Raw = decltype(load_bytes(nullptr, 0));  // a native register of integers
+#define ADDNORM_OUTLINE __attribute__((noinline))  // what is rare or large, lest every kernel carries a copy
 
 constexpr int kLanes = 16, kStep = 2 * kLanes;
 
-template <int I> struct Index { static constexpr int value = I; };
+template <int I> struct Index {
+  static constexpr int value = I;
+  ADDNORM_INLINE constexpr operator int() const { return I; }
+};
 template <class F, int... I> ADDNORM_INLINE void each_of(F& f, std::integer_sequence<int, I...>) { (f(Index<I>{}), ...); }
 
 // f(Index<0>), ..., f(Index<N-1>), written out: arrays indexed so stay in registers.
@@ -148,28 +150,47 @@ ADDNORM_INLINE Pair<float> join(Pair<float> split) {
   return split;
 }
 
-// ---- columns: a step of 32 columns is Whole but for the last of a row, which may be a Part
+// ---- columns: a step is 32 of them, but for the last of a row, which may be a part
 
-struct Whole {};
+struct Whole { static constexpr int count = kStep; };
 struct Part { int count; };  // 1..31 columns
+struct Some { int count; };  // 1..32 columns: one text for both, where compact code is worth a branch
 
 // Zero beyond the last column: what a sum must not see.
 template <Order kOrder, class T> ADDNORM_INLINE Pair<T> only(Whole, Pair<T> p) { return p; }
-template <Order kOrder, class T> ADDNORM_INLINE Pair<T> only(Part n, Pair<T> p) {
-  alignas(64) T lanes[kStep];
+template <Order kOrder, class T> __attribute__((noinline)) void clear_rest(int count, Pair<T>& p) {
+  T lanes[kStep];
   __builtin_memcpy(lanes, &p, sizeof lanes);
   for (int i = 0; i < kStep; ++i) {
     const int column = kOrder == Order::natural ? i : 2 * (i % kLanes) + i / kLanes;
-    if (column >= n.count) lanes[i] = 0;
+    if (column >= count) lanes[i] = 0;
   }
   __builtin_memcpy(&p, lanes, sizeof lanes);
-  return p;
+}
+template <Order kOrder, class T, class N> ADDNORM_INLINE Pair<T> only(N n, Pair<T> p) {
+  if (n.count == kStep) return p;
+  Pair<T> rest = p;
+  clear_rest<kOrder>(n.count, rest);
+  return rest;
 }
 
-// body(column, Whole or Part) for begin, begin + 32, ... up to end.
-template <class Body> ADDNORM_INLINE void columns(int64_t begin, int64_t end, Body&& body) {
-  for (; begin + kStep <= end; begin += kStep) body(begin, Whole{});
-  if (begin < end) body(begin, Part{static_cast<int>(end - begin)});
+// body(column, n) for begin, begin + 32, ... up to end; n is Whole or Part, or always Some where kCompact.
+template <bool kCompact, class Body> ADDNORM_INLINE void columns(int64_t begin, int64_t end, Body&& body) {
+  if constexpr (kCompact) {
+    for (; begin < end; begin += kStep) body(begin, Some{static_cast<int>(end - begin < kStep ? end - begin : kStep)});
+  } else {
+    for (; begin + kStep <= end; begin += kStep) body(begin, Whole{});
+    if (begin < end) body(begin, Part{static_cast<int>(end - begin)});
+  }
+}
+
+// f(0), ..., f(count - 1); written out where kUnrolled, and then count is N.
+template <bool kUnrolled, int N, class F> ADDNORM_INLINE void each_row(int count, F f) {
+  if constexpr (kUnrolled) {
+    each<N>(f);
+  } else {
+    for (int r = 0; r < count; ++r) f(r);
+  }
 }
 
 }  // namespace addnorm::ADDNORM_ISA

@@ -13,12 +13,12 @@ template <class T> struct PairwiseSum {
   Vec<T> level[kLevels];
   uint64_t count = 0;
 
-  ADDNORM_INLINE void add(Vec<T> v) {
+  ADDNORM_OUTLINE void add(Vec<T> v) {
     int i = 0;
     for (uint64_t rest = count++; rest & 1; rest >>= 1) v = level[i++] + v;
     level[i] = v;
   }
-  ADDNORM_INLINE Vec<T> total() const {
+  ADDNORM_OUTLINE Vec<T> total() const {
     Vec<T> v = splat(T(0));
     int i = 0;
     for (uint64_t rest = count; rest; rest >>= 1, ++i)
@@ -27,22 +27,22 @@ template <class T> struct PairwiseSum {
   }
 };
 
-// K sums over the columns of a row: body(column, Whole or Part, accumulators) adds to `Pair<T> accumulators[K]`.
-template <int K, class T, class Body> ADDNORM_INLINE void row_sums(int64_t d, T (&sums)[K], Body&& body) {
+// K sums over the columns of a row: body(column, n, accumulators) adds to `Pair<T> accumulators[K]`.
+template <bool kCompact, int K, class T, class Body> ADDNORM_INLINE void row_sums(int64_t d, T (&sums)[K], Body&& body) {
   PairwiseSum<T> tree[K];
   for (int64_t begin = 0;; begin += kSumBlock) {
     Pair<T> accumulators[K];
-    each<K>([&](auto k) ADDNORM_LAMBDA { accumulators[k.value] = {splat(T(0)), splat(T(0))}; });
+    each<K>([&](auto k) ADDNORM_LAMBDA { accumulators[k] = {splat(T(0)), splat(T(0))}; });
     const bool last = begin + kSumBlock >= d;
-    columns(begin, last ? d : begin + kSumBlock, [&](int64_t column, auto n) ADDNORM_LAMBDA { body(column, n, accumulators); });
+    columns<kCompact>(begin, last ? d : begin + kSumBlock, [&](int64_t column, auto n) ADDNORM_LAMBDA { body(column, n, accumulators); });
     if (last && begin == 0) {
-      each<K>([&](auto k) ADDNORM_LAMBDA { sums[k.value] = sum(accumulators[k.value].a + accumulators[k.value].b); });
+      each<K>([&](auto k) ADDNORM_LAMBDA { sums[k] = sum(accumulators[k].a + accumulators[k].b); });
       return;
     }
-    each<K>([&](auto k) ADDNORM_LAMBDA { tree[k.value].add(accumulators[k.value].a + accumulators[k.value].b); });
+    each<K>([&](auto k) ADDNORM_LAMBDA { tree[k].add(accumulators[k].a + accumulators[k].b); });
     if (last) break;
   }
-  each<K>([&](auto k) ADDNORM_LAMBDA { sums[k.value] = sum(tree[k.value].total()); });
+  each<K>([&](auto k) ADDNORM_LAMBDA { sums[k] = sum(tree[k].total()); });
 }
 
 }  // namespace addnorm::ADDNORM_ISA

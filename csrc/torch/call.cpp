@@ -56,6 +56,8 @@ Vector branch_scale(const Operands& operands, const Options& options, Views& vie
 
 }  // namespace
 
+const Runtime& torch_runtime() { return kTorchRuntime; }
+
 uint32_t dropout_threshold(double p) {
   return static_cast<uint32_t>(std::min(std::nearbyint(65536.0 * p), 65535.0));
 }

@@ -58,6 +58,9 @@ Gradients backward(const Incoming& incoming, const Operands& operands, const Opt
 // min(round(65536 p), 65535), rounding halves to even as Python does.
 uint32_t dropout_threshold(double p);
 
+// torch's own thread pool.
+const Runtime& torch_runtime();
+
 inline bool is_supported(at::ScalarType type) {
   return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf;
 }

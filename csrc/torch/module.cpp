@@ -7,7 +7,10 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/object_ptr.h>
 
+#include <algorithm>
+#include <limits>
 #include <stdexcept>
+#include <string>
 
 #include "call.h"
 #include "node.h"
@@ -155,6 +158,30 @@ PyObject* py_short(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// stream_floor(reads, writes, non_temporal): the bytes of flat float32 tensors moved; what is left of the last 32 is not.
+PyObject* py_stream_floor(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  expect_arguments(count, 3);
+  Stream stream;
+  stream.count = std::numeric_limits<int64_t>::max();
+  const auto flat = [&](PyObject* list, int most, auto put) {
+    if (!PyList_Check(list) || PyList_GET_SIZE(list) < 1 || PyList_GET_SIZE(list) > most) refuse("1 to 4 reads and 1 or 2 writes");
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); ++i) {
+      const at::Tensor* t = tensor_or_none(PyList_GET_ITEM(list, i));
+      if (t == nullptr || !t->is_cpu() || t->scalar_type() != at::kFloat || !t->is_contiguous()) refuse("flat float32 CPU tensors");
+      stream.count = std::min(stream.count, t->numel() / 32 * 32);
+      put(static_cast<int>(i), t->data_ptr<float>());
+    }
+    return static_cast<int>(PyList_GET_SIZE(list));
+  };
+  stream.read_count = flat(args[0], kMaxStreamReads, [&](int i, float* data) { stream.reads[i] = data; });
+  stream.write_count = flat(args[1], kMaxStreamWrites, [&](int i, float* data) { stream.writes[i] = data; });
+  stream.non_temporal = args[2] == Py_True;
+  kernels().stream(stream, torch_runtime());
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
+}
+
 PyObject* py_isas(PyObject*, PyObject*) {
   HANDLE_TH_ERRORS
   THPObjectPtr names(PyList_New(0));
@@ -187,6 +214,7 @@ PyMethodDef methods[] = {
     {"add_norm_stream", as_method(py_short<true>), METH_FASTCALL, "(y, stream), or None where the call is not plain."},
     {"forward", as_method(py_forward), METH_FASTCALL, "(y, z or None, stats or None)."},
     {"backward", as_method(py_backward), METH_FASTCALL, "A gradient or None for each operand."},
+    {"stream_floor", as_method(py_stream_floor), METH_FASTCALL, "Moves bytes as fast as this machine can."},
     {"isa", py_isa, METH_NOARGS, "The instruction set that runs."},
     {"isas", py_isas, METH_NOARGS, "The instruction sets that this processor runs, best first."},
     {"set_reference_backward", py_set_reference_backward, METH_O, "What differentiates a backward."},

@@ -288,8 +288,9 @@ def check_out(name: str, out: Any, dtype: torch.dtype, call: Call) -> None:
     if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
         raise ValueError(f"{name} is an expanded view: several of its elements share one place in memory")
     for other, tensor in call.operands.items():
-        same = other in ("x", "residual") and tensor is not None and is_same_view(out, tensor)
-        if tensor is not None and not same and overlaps(out, tensor):
+        if tensor is None or not overlaps(out, tensor):
+            continue
+        if other not in ("x", "residual") or not is_same_view(out, tensor):
             raise ValueError(f"{name} overlaps {other} in memory: it may be exactly x or residual, or be apart")
 
 

@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,14 +231,12 @@ def progress(args: argparse.Namespace) -> Iterator[Progress]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from . import __version__
-
     parser = argparse.ArgumentParser(
         prog="addnorm",
         description="The transformer's Add & Norm sublayer, as quick as the memory allows.",
         epilog=EPILOG,
     )
-    parser.add_argument("--version", action="version", version=f"addnorm {__version__}")
+    parser.add_argument("--version", action="version", version=f"addnorm {metadata.version('addnorm')}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from . import machine
 from .backends import native
-from .bench import machine
-from .bench.machine import Machine
 from .functional import explain_dispatch
+from .machine import Machine
 
 EXTRAS = {
     "report": ("rich", "jinja2", "plotly"),

@@ -172,7 +172,7 @@ def _autograd(ctx: Any, dy: Tensor | None, ds: Tensor | None, _dstats: None) -> 
         grads = {name: g if needed else None for name, g, needed in zip(OPERANDS, results, asked, strict=True)}
     if shared:
         grads["x"] = grads["residual"]
-    # Counted beforehand: torch shortens ctx.needs_input_grad for the time of this call, and another thread may see that.
+    # Counted beforehand: torch shortens ctx.needs_input_grad during this call, which another thread may see.
     return (*(grads[name] for name in OPERANDS), *[None] * (ctx.inputs - len(OPERANDS)))
 
 

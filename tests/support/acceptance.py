@@ -65,7 +65,8 @@ def outputs_are_written_whole(backend: str | None) -> None:
             assert got[1] is z
             same_bits("out", y, want["y"])
             same_bits("stream_out", z, want["stream"])
-            same_bits("y alone", only_y, want["y"])
+            if problem.stream_dtype == problem.stored_dtype:  # else a kernel may add up in another order
+                same_bits("y alone", only_y, want["y"])
 
 
 def outputs_may_be_inputs(backend: str | None) -> None:

@@ -4,13 +4,13 @@
 #include <immintrin.h>
 
 #include <cstdint>
-#include <cstring>
 
 #define ADDNORM_INLINE inline __attribute__((always_inline))
 
 namespace addnorm::ADDNORM_ISA {
 
 constexpr int kNativeBytes = 32;
+constexpr bool kMaskedBytes = false;  // load_bytes and store_bytes do not exist
 constexpr int kRowsTogether = 1;  // 16 registers: the sums of more rows would spill
 
 ADDNORM_INLINE __m256 multiply_add(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
@@ -22,12 +22,9 @@ ADDNORM_INLINE __m256i multiply_low(__m256i a, uint32_t b) { return _mm256_mul_e
 // 16-bit lanes: `odd` where the lane number is odd, else `even`.
 ADDNORM_INLINE __m256i blend_odd(__m256i even, __m256i odd) { return _mm256_blend_epi16(even, odd, 0xAA); }
 
-ADDNORM_INLINE __m256i load_bytes(const void* p, int bytes) {
-  __m256i v = _mm256_setzero_si256();
-  std::memcpy(&v, p, static_cast<size_t>(bytes));
-  return v;
-}
-ADDNORM_INLINE void store_bytes(void* p, __m256i v, int bytes) { std::memcpy(p, &v, static_cast<size_t>(bytes)); }
+using Raw = __m256i;
+Raw load_bytes(const void* p, int bytes);
+void store_bytes(void* p, Raw v, int bytes);
 ADDNORM_INLINE void stream(void* p, __m256i v) { _mm256_stream_si256(static_cast<__m256i*>(p), v); }
 ADDNORM_INLINE void stream_fence() { _mm_sfence(); }
 

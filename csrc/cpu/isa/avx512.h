@@ -9,14 +9,18 @@
 
 namespace addnorm::ADDNORM_ISA {
 
+// GCC 12 warns about its own unmasked intrinsics: below they are masked with every lane on, which costs nothing.
+constexpr __mmask16 kAll = 0xffff;
+
 constexpr int kNativeBytes = 64;
-constexpr int kRowsTogether = 4;  // 32 registers: the sums of four rows stay in them
+constexpr bool kMaskedBytes = true;  // load_bytes and store_bytes exist
+constexpr int kRowsTogether = 4;    // 32 registers: the sums of four rows stay in them
 
 ADDNORM_INLINE __m512 multiply_add(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 ADDNORM_INLINE __m512d multiply_add(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
 
 // The product of the low 32 bits of each 64-bit lane.
-ADDNORM_INLINE __m512i multiply_low(__m512i a, uint32_t b) { return _mm512_mul_epu32(a, _mm512_set1_epi64(b)); }
+ADDNORM_INLINE __m512i multiply_low(__m512i a, uint32_t b) { return _mm512_maskz_mul_epu32(0xff, a, _mm512_set1_epi64(b)); }
 
 // 16-bit lanes: `odd` where the lane number is odd, else `even`.
 ADDNORM_INLINE __m512i blend_odd(__m512i even, __m512i odd) { return _mm512_mask_blend_epi16(0xAAAAAAAAu, even, odd); }
@@ -24,17 +28,19 @@ ADDNORM_INLINE __m512i blend_odd(__m512i even, __m512i odd) { return _mm512_mask
 ADDNORM_INLINE __mmask64 first_bytes(int bytes) { return _bzhi_u64(~0ull, bytes); }
 ADDNORM_INLINE __m512i load_bytes(const void* p, int bytes) { return _mm512_maskz_loadu_epi8(first_bytes(bytes), p); }
 ADDNORM_INLINE void store_bytes(void* p, __m512i v, int bytes) { _mm512_mask_storeu_epi8(p, first_bytes(bytes), v); }
+using Raw = __m512i;
 ADDNORM_INLINE void stream(void* p, __m512i v) { _mm512_stream_si512(static_cast<__m512i*>(p), v); }
 ADDNORM_INLINE void stream_fence() { _mm_sfence(); }
 
 // 32 float16 in column order to and from two vectors of 16.
 ADDNORM_INLINE void widen_halves(__m512i h, __m512& low, __m512& high) {
-  low = _mm512_cvtph_ps(_mm512_castsi512_si256(h));
-  high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1));
+  low = _mm512_maskz_cvtph_ps(kAll, _mm512_castsi512_si256(h));
+  high = _mm512_maskz_cvtph_ps(kAll, _mm512_maskz_extracti64x4_epi64(0xff, h, 1));
 }
 ADDNORM_INLINE __m512i narrow_halves(__m512 low, __m512 high) {
   constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-  return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtps_ph(low, kNearest)), _mm512_cvtps_ph(high, kNearest), 1);
+  const __m256i first = _mm512_maskz_cvtps_ph(kAll, low, kNearest), second = _mm512_maskz_cvtps_ph(kAll, high, kNearest);
+  return _mm512_maskz_inserti64x4(0xff, _mm512_castsi256_si512(first), second, 1);
 }
 
 }  // namespace addnorm::ADDNORM_ISA

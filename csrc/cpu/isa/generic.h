@@ -15,6 +15,7 @@
 namespace addnorm::ADDNORM_ISA {
 
 constexpr int kNativeBytes = 16;
+constexpr bool kMaskedBytes = false;  // load_bytes and store_bytes do not exist
 constexpr int kRowsTogether = 1;
 
 typedef float Float4 __attribute__((vector_size(16)));
@@ -32,23 +33,20 @@ ADDNORM_INLINE Double2 multiply_add(Double2 a, Double2 b, Double2 c) { return a 
 #endif
 
 // The product of the low 32 bits of each 64-bit lane.
-ADDNORM_INLINE Long2 multiply_low(Long2 a, uint32_t b) {
+ADDNORM_INLINE Word4 multiply_low(Word4 a, uint32_t b) {
 #if defined(__SSE2__)
-  return (Long2)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+  return (Word4)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
 #else
-  return (a & 0xffffffffu) * b;
+  return (Word4)(((Long2)a & 0xffffffffu) * b);
 #endif
 }
 
 // 16-bit lanes: `odd` where the lane number is odd, else `even`.
 ADDNORM_INLINE Word4 blend_odd(Word4 even, Word4 odd) { return (even & 0xffffu) | (odd & 0xffff0000u); }
 
-ADDNORM_INLINE Word4 load_bytes(const void* p, int bytes) {
-  Word4 v = {};
-  std::memcpy(&v, p, static_cast<size_t>(bytes));
-  return v;
-}
-ADDNORM_INLINE void store_bytes(void* p, Word4 v, int bytes) { std::memcpy(p, &v, static_cast<size_t>(bytes)); }
+using Raw = Word4;
+Raw load_bytes(const void* p, int bytes);
+void store_bytes(void* p, Raw v, int bytes);
 ADDNORM_INLINE void stream(void* p, Word4 v) { std::memcpy(p, &v, sizeof v); }
 ADDNORM_INLINE void stream_fence() {}
 

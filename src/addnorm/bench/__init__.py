@@ -1,8 +1,8 @@
 """The benchmark: Add & Norm against its peers and against the speed of memory."""
 
+from ..clock import interleaved as interleaved
 from .cases import Case as Case
 from .cases import full as full
 from .cases import quick as quick
-from .clock import interleaved as interleaved
 from .results import Measurement as Measurement
 from .results import Results as Results

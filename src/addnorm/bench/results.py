@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..machine import Machine
 from .cases import Case
-from .machine import Machine
 
 OURS = "addnorm"
 FLOOR = "floor"

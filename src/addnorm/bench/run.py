@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from .. import machine
+from ..clock import interleaved
 from ..functional import explain_dispatch
-from . import inputs, machine
+from . import inputs
 from .agree import failure, objections
 from .cases import Case
-from .clock import interleaved
 from .contenders import CONTENDERS, Contender, Entry, RefusalError
 from .floor import candidates
 from .inputs import Inputs

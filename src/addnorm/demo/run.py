@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import platform
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..fusing import fuse
+from ..machine import cpu_model, version
 from .agreement import QUERIES, agreement, answers, embeddings_of, gradients
 from .minilm import NAME, TEXT, Batch, Tokenizer, check_installed, load_model, load_sentences
 from .result import DemoResult, Machine, Model
@@ -90,24 +89,13 @@ def outputs(
 
 
 def machine(sites: list[dict]) -> Machine:
-    import transformers
-
     return Machine(
-        cpu=cpu_name(),
+        cpu=cpu_model(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
-        transformers=transformers.__version__,
+        transformers=version("transformers"),
         python=platform.python_version(),
         system=platform.platform(terse=True),
-        addnorm=__version__,
+        addnorm=version("addnorm"),
         backend=", ".join(sorted({site["backend"] for site in sites if site["fused"]})) or "none",
     )
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..bench.clock import interleaved
+from ..clock import interleaved
 from . import sites
 from .minilm import Batch, embed, neighbour_loss
 from .result import Workload

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..backends.native import EXTENSION
+from .backends.native import EXTENSION
 
 CPUINFO = Path("/proc/cpuinfo")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
