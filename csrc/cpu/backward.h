@@ -197,7 +197,7 @@ template <class Norm, class Access, bool kPlain> inline void backward_with(const
       blocks,
       partials,
       b.dbranch_scale.data || b.drow_scale.data,
-      streaming_pays(written) && aligned_rows(b.dx, b.d) && aligned_rows(b.dresidual, b.d),
+      streaming_pays(written, b.fresh_pages) && aligned_rows(b.dx, b.d) && aligned_rows(b.dresidual, b.d),
   };
   const int64_t elements = b.rows * b.d;
   if (elements < kParallelElements || blocks.count() < 2) backward_blocks<Norm, Access, kPlain>(&plan, 0, blocks.count());

@@ -154,7 +154,7 @@ template <class Norm, class Access, bool kPlain> inline void forward_with(const 
       P::of(f.branch_scale, f.d, scratch),
       static_cast<T>(f.residual_scale),
       static_cast<T>(f.dropout.keep_scale),
-      streaming_pays(written) && aligned_rows(f.y, f.d) && aligned_rows(f.z, f.d),
+      streaming_pays(written, f.fresh_pages) && aligned_rows(f.y, f.d) && aligned_rows(f.z, f.d),
   };
   if (f.rows * f.d < kParallelElements) return forward_range<Norm, Access, kPlain>(&plan, 0, f.rows);
   runtime.parallel_for(f.rows, row_grain(f.d), &plan, forward_range<Norm, Access, kPlain>);

@@ -54,6 +54,7 @@ struct Forward {
   Vector row_scale;                               // length rows
   double residual_scale = 1.0, weight_offset = 0.0, eps = 1e-5;
   Dropout dropout;
+  bool fresh_pages = false;                       // y and z are not backed by memory yet: see streaming_pays
   void* stats = nullptr;                          // (rows, stats_per_row) of float or double; nullptr: not kept
 };
 
@@ -68,6 +69,7 @@ struct Backward {
   double residual_scale = 1.0, weight_offset = 0.0;
   Dropout dropout;
   const void* stats = nullptr;
+  bool fresh_pages = false;                       // dx and dresidual are not backed by memory yet
   Matrix dx, dresidual;
   Vector dweight, dbias, dbranch_bias, dbranch_scale, drow_scale;
 };

@@ -8,7 +8,7 @@
 
 namespace addnorm {
 
-bool streaming_pays(int64_t bytes) { return bytes > (int64_t{16} << 20); }
+bool streaming_pays(int64_t bytes, bool fresh_pages) { return bytes > (int64_t{16} << 20) && !fresh_pages; }
 
 void advise_huge_pages(void* data, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)

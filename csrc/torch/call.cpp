@@ -26,6 +26,11 @@ void parallel_for(int64_t n, int64_t grain, void* context, void (*body)(void*, i
 
 constexpr Runtime kTorchRuntime{parallel_for};
 
+// From this size on an allocation is new memory from the system each time: the most that glibc's malloc keeps for reuse.
+constexpr int64_t kFreshBytes = int64_t{32} << 20;
+
+bool is_fresh(const at::Tensor& t) { return t.defined() && static_cast<int64_t>(t.nbytes()) >= kFreshBytes; }
+
 at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype) {
   at::Tensor t = at::detail::empty_cpu(sizes, dtype);
   advise_huge_pages(t.data_ptr(), static_cast<int64_t>(t.nbytes()));
@@ -97,6 +102,7 @@ Results forward(const Operands& operands, const Options& options, bool keep_stre
   call.weight_offset = options.weight_offset;
   call.eps = options.eps;
   call.dropout = dropout(options);
+  call.fresh_pages = out == nullptr && stream_out == nullptr && is_fresh(results.y);
   call.stats = keep_stats ? results.stats.data_ptr() : nullptr;
   kernels().forward(call, kTorchRuntime);
 
@@ -143,6 +149,7 @@ Gradients backward(const Incoming& incoming, const Operands& operands, const Opt
   call.dropout = dropout(options);
   const at::Tensor stats = incoming.stats->contiguous();
   call.stats = stats.data_ptr();
+  call.fresh_pages = is_fresh(grads[kX]) || is_fresh(grads[kResidual]);
   call.dx = views.matrix(&grads[kX]);
   call.dresidual = views.matrix(&grads[kResidual]);
   call.dweight = views.vector(&grads[kWeight]);

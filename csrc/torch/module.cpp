@@ -145,6 +145,9 @@ PyObject* py_short(PyObject*, PyObject* const* args, Py_ssize_t count) {
   expect_arguments(count, 18);
   ShortCall call;
   if (!call.read(args)) Py_RETURN_NONE;
+  for (const at::Tensor* written : {call.out, call.stream_out}) {
+    if (written != nullptr) torch::autograd::impl::bump_version(*written);  // before: it refuses some inference tensors
+  }
   Results results;
   {
     const ReleaseGil release(call.operands[kX]->numel() > kReleaseElements);

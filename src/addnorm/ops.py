@@ -85,6 +85,9 @@ def _forward_out(*arguments: Any, out: Tensor, stream_out: Tensor | None) -> Non
     call = as_call(call_arguments)
     keep_stream = stream_out is not None
     BACKENDS[backend].forward(call, keep_stream=keep_stream, keep_stats=False, out=out, stream_out=stream_out)
+    for written in (out, stream_out):
+        if written is not None:
+            torch.autograd.graph.increment_version(written)  # a kernel writes behind autograd's back
 
 
 @torch.library.register_fake("addnorm::forward_out", lib=LIBRARY)

@@ -128,4 +128,4 @@ def product(a: Tensor, b: Tensor | None) -> Tensor:
 
 
 def column_sum(t: Tensor) -> Tensor:
-    return t.reshape(-1, t.shape[-1]).sum(0)
+    return t.reshape(t.shape[:-1].numel(), t.shape[-1]).sum(0)  # -1 would be ambiguous where there are no columns

@@ -27,6 +27,7 @@ class Eager(Backend):
         stream_out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         y, z, stats = reference.forward(call)
+        y, z = y.contiguous(), z.contiguous()
         if z is call.x and keep_stream:
             z = z.clone()  # what is returned never aliases an argument
         z = z if stream_out is None else stream_out.copy_(z)  # before `out`, which may be x, which may be z
@@ -34,4 +35,4 @@ class Eager(Backend):
         return y, z if keep_stream else None, stats if keep_stats else None
 
     def backward(self, call: Gradient) -> dict[str, Tensor | None]:
-        return reference.backward(call)
+        return {name: None if g is None else g.contiguous() for name, g in reference.backward(call).items()}
