@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from addnorm.bench import agree, cases, clock, floor, inputs, masks, run
+from addnorm import clock
+from addnorm.bench import agree, cases, floor, inputs, masks, run
 from addnorm.bench.cases import BACKWARD, INFERENCE, TRAINING, Case
 from addnorm.bench.contenders import CONTENDERS, Addnorm, Contender, Eager, Entry, RefusalError
 from addnorm.bench.results import Results
