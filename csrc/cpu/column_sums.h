@@ -31,7 +31,8 @@ template <class T> struct Columns {
 
   ADDNORM_INLINE void add(int which, int64_t column, Pair<T> v, bool first) const {
     T* p = sum[which] + column;
-    store_pair(p, Whole{}, first ? v : load_pair<T>(p, Whole{}) + v);
+    if (!first) v = load_pair<T>(p, Whole{}) + v;
+    store_pair(p, Whole{}, v);
   }
 };
 

@@ -67,18 +67,25 @@ ADDNORM_INLINE Pair<float> widen(BF16, Words w) {
   return p;
 }
 
-// Nearest even, in the high half. A NaN is made quiet, lest the rounding carry it into infinity or zero.
-ADDNORM_INLINE Words::Native round_to_bfloat16(Vec<float>::Native f) {
-  const Words::Native bits = (Words::Native)f;
-  const Words::Native rounded = bits + 0x7fffu + (bits >> 16 & 1u);
-  return f == f ? rounded : bits | 0x400000u;
+// A NaN whose payload lies in the high half alone, for rounding must not carry it into infinity or zero. What arithmetic makes of
+// bfloat16 operands is of this kind already.
+ADDNORM_INLINE Pair<float> tame(Pair<float> p) {
+  const auto one = [](Vec<float> v) ADDNORM_LAMBDA {
+    each<Words::kParts>([&](auto i) ADDNORM_LAMBDA {
+      const Vec<float>::Native f = v.part[i];
+      v.part[i] = f == f ? f : (Vec<float>::Native)(((Words::Native)f | 0x400000u) & 0xffff0000u);
+    });
+    return v;
+  };
+  return {one(p.a), one(p.b)};
 }
 
+// To nearest even, of values that are tame.
 ADDNORM_INLINE Words narrow(BF16, Pair<float> p) {
   Words w;
   each<Words::kParts>([&](auto i) ADDNORM_LAMBDA {
-    const Words::Native even = round_to_bfloat16(p.a.part[i.value]) >> 16, odd = round_to_bfloat16(p.b.part[i.value]);
-    w.part[i.value] = (Words::Native)blend_odd((Raw)even, (Raw)odd);
+    const Raw even = round_to_bfloat16((Raw)p.a.part[i]), odd = round_to_bfloat16((Raw)p.b.part[i]);
+    w.part[i] = (Words::Native)blend_odd((Raw)((Words::Native)even >> 16), odd);
   });
   return w;
 }
@@ -192,7 +199,7 @@ template <class T_> struct Any {
   template <class N> static ADDNORM_OUTLINE void store(DType dtype, void* row, int64_t column, N n, Pair<T> v, bool streaming = false) {
     switch (dtype) {
       case DType::f32: return Same<F32>::store(dtype, row, column, n, convert<float>(v), streaming);
-      case DType::bf16: return Same<BF16>::store(dtype, row, column, n, split(convert<float>(v)), streaming);
+      case DType::bf16: return Same<BF16>::store(dtype, row, column, n, tame(split(convert<float>(v))), streaming);
       case DType::f16: return Same<F16>::store(dtype, row, column, n, convert<float>(v), streaming);
       case DType::f64: return Element<F64>::store(static_cast<double*>(row) + column, n, convert<double>(v), streaming);
     }
@@ -203,7 +210,7 @@ template <class T_> struct Any {
 template <Order kOrder, class T, class N> ADDNORM_INLINE Pair<T> load_vector(const Vector& v, int64_t column, N n) {
   if constexpr (kOrder == Order::split) {
     if (v.dtype == DType::bf16) return Same<BF16>::load(v.dtype, v.data, column, n);
-    return split(Any<float>::load(v.dtype, v.data, column, n));
+    return tame(split(Any<float>::load(v.dtype, v.data, column, n)));
   } else {
     return Any<T>::load(v.dtype, v.data, column, n);
   }

@@ -24,9 +24,9 @@ template <class Access> struct ForwardPlan {
   bool streaming;
 };
 
-// The working memory of one thread: R rows of z, each padded to whole steps, and the dropout lanes of R rows.
+// The working memory of one thread: the terms of R rows, each padded to whole steps, and their dropout lanes.
 template <class T> struct RowBuffers {
-  T* z;
+  T* terms;
   uint16_t* lanes;
   int64_t stride;
 };
@@ -47,21 +47,19 @@ ADDNORM_INLINE Pair<T> add_columns(const ForwardPlan<Access>& p, const void* x, 
   return z + Access::load(f.residual.dtype, residual, c, n) * splat(p.residual_scale);
 }
 
+// R rows at once: their reductions wait on each other's latency, and weight and bias are loaded once for all.
 template <class Norm, class Access, bool kPlain, int R>
-inline void forward_rows(const ForwardPlan<Access>& p, int64_t row, const RowBuffers<typename Access::T>& buffers) {
+inline void forward_rows(const ForwardPlan<Access>& p, int64_t row, RowBuffers<typename Access::T> buffers) {
   using T = typename Access::T;
   using Row = typename Norm::template Row<T>;
   const Forward& f = p.call;
   const int64_t d = f.d;
-  const T width = static_cast<T>(d), eps = static_cast<T>(f.eps);
-
   const char *x[R], *residual[R];
   char *y[R], *z[R];
   T row_scale[R];
   Row rows[R];
   const bool store_z = f.z.data != nullptr, streaming = p.streaming;
-  each<R>([&](auto i) ADDNORM_LAMBDA {
-    constexpr int r = i.value;
+  each<R>([&](auto r) ADDNORM_LAMBDA {
     x[r] = row_pointer(f.x, row + r);
     residual[r] = kPlain || f.residual.data ? row_pointer(f.residual, row + r) : nullptr;
     y[r] = row_pointer(f.y, row + r);
@@ -71,49 +69,46 @@ inline void forward_rows(const ForwardPlan<Access>& p, int64_t row, const RowBuf
       if (f.dropout.threshold) random_lanes(buffers.lanes + r * lane_space(d), d, f.dropout.seed, static_cast<uint64_t>(row + r));
     }
   });
+  const auto sum_columns = [&](auto r, int64_t c, auto n) ADDNORM_LAMBDA {
+    return add_columns<Access, kPlain>(p, x[r], residual[r], buffers.lanes + r * lane_space(d), kPlain ? T(1) : row_scale[r], c, n);
+  };
 
-  T first[R * Norm::kFirstSums];
-  row_sums<Access::kCompact>(d, first, [&](int64_t c, auto n, Pair<T>* sums) ADDNORM_LAMBDA {
-    each<R>([&](auto i) ADDNORM_LAMBDA {
-      constexpr int r = i.value;
-      const uint16_t* lanes = buffers.lanes + r * lane_space(d);
-      const Pair<T> v = add_columns<Access, kPlain>(p, x[r], residual[r], lanes, kPlain ? T(1) : row_scale[r], c, n);
+  if constexpr (Norm::kShifts) {
+    const Some head = {static_cast<int>(d < kStep ? d : kStep)};
+    each<R>([&](auto r) ADDNORM_LAMBDA { Norm::begin(rows[r], only<Access::kOrder>(head, sum_columns(r, 0, head)), T(head.count)); });
+  }
+  T sums[R * Norm::kSums];
+  row_sums<Access::kCompact>(d, sums, [&](int64_t c, auto n, Pair<T>* accumulators) ADDNORM_LAMBDA {
+    each<R>([&](auto r) ADDNORM_LAMBDA {
+      const Pair<T> v = sum_columns(r, c, n);
       if (store_z) Access::store(f.z.dtype, z[r], c, n, v, streaming);
-      const Pair<T> kept = only<Access::kOrder>(n, v);
-      store_pair(buffers.z + r * buffers.stride + c, Whole{}, kept);
-      Norm::add_first(sums + r * Norm::kFirstSums, kept);
+      const Pair<T> term = only<Access::kOrder>(n, Norm::term(rows[r], v));
+      store_pair(buffers.terms + r * buffers.stride + c, Whole{}, term);
+      Norm::add(accumulators + r * Norm::kSums, term);
     });
   });
-  each<R>([&](auto i) ADDNORM_LAMBDA { Norm::after_first(rows[i.value], first + i.value * Norm::kFirstSums, width, eps); });
+  each<R>([&](auto r) ADDNORM_LAMBDA {
+    const T eps = static_cast<T>(f.eps);
+    const bool good = Norm::finish(rows[r], sums + r * Norm::kSums, static_cast<T>(d), eps);
+    if constexpr (Norm::kShifts)
+      if (!good) Norm::template refine<Access::kOrder>(rows[r], buffers.terms + r * buffers.stride, d, eps);
+    if (f.stats) static_cast<Row*>(f.stats)[row + r] = Norm::statistics(rows[r]);
+  });
 
-  if constexpr (Norm::kSecondSums > 0) {
-    T second[R * Norm::kSecondSums];
-    row_sums<Access::kCompact>(d, second, [&](int64_t c, auto n, Pair<T>* sums) ADDNORM_LAMBDA {
-      each<R>([&](auto i) ADDNORM_LAMBDA {
-        constexpr int r = i.value;
-        const Pair<T> term = Norm::second_term(rows[r], load_pair<T>(buffers.z + r * buffers.stride + c, Whole{}));
-        Norm::add_second(sums + r * Norm::kSecondSums, only<Access::kOrder>(n, term));
-      });
-    });
-    each<R>([&](auto i) ADDNORM_LAMBDA { Norm::after_second(rows[i.value], second + i.value * Norm::kSecondSums, width, eps); });
-  }
-  if (f.stats) each<R>([&](auto i) ADDNORM_LAMBDA { static_cast<Row*>(f.stats)[row + i.value] = rows[i.value]; });
-
+  const T *const weights = p.weight, *const biases = p.bias;
   columns<Access::kCompact>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
-    const Pair<T> zero = {splat(T(0)), splat(T(0))};
-    const Pair<T> weight = p.weight ? load_parameter<Access>(p.weight + c, n) : zero;
-    const Pair<T> bias = p.bias ? load_parameter<Access>(p.bias + c, n) : zero;
-    each<R>([&](auto i) ADDNORM_LAMBDA {
-      constexpr int r = i.value;
-      Pair<T> v = Norm::normalise(rows[r], load_pair<T>(buffers.z + r * buffers.stride + c, Whole{}));
-      if (p.weight && p.bias) v = fma(v, weight, bias);
-      else if (p.weight) v = v * weight;
-      else if (p.bias) v = v + bias;
+    Pair<T> weight = {splat(T(1)), splat(T(1))}, bias = {splat(T(0)), splat(T(0))};
+    if (weights) weight = load_parameter<Access>(weights + c, n);
+    if (biases) bias = load_parameter<Access>(biases + c, n);
+    each<R>([&](auto r) ADDNORM_LAMBDA {
+      Pair<T> v = Norm::normalise_term(rows[r], load_pair<T>(buffers.terms + r * buffers.stride + c, Whole{}));
+      if (weights && biases) v = fma(v, weight, bias);
+      else if (weights) v = v * weight;
+      else if (biases) v = v + bias;
       Access::store(f.y.dtype, y[r], c, n, v, streaming);
     });
   });
 }
-
 
 // Rows [begin, end), as many together as the registers hold; a row's bits do not depend on its company.
 template <class Norm, class Access, bool kPlain> inline void forward_range(void* context, int64_t begin, int64_t end) {
@@ -123,8 +118,8 @@ template <class Norm, class Access, bool kPlain> inline void forward_range(void*
   const int64_t d = plan.call.d, stride = padded(d);
   const int64_t lanes = plan.call.dropout.threshold ? R * lane_space(d) : 0;
   Scratch scratch(Scratch::rows, Scratch::space<T>(R * stride) + Scratch::space<uint16_t>(lanes));
-  T* z = scratch.take<T>(R * stride);
-  const RowBuffers<T> buffers = {z, scratch.take<uint16_t>(lanes), stride};
+  T* terms = scratch.take<T>(R * stride);
+  const RowBuffers<T> buffers = {terms, scratch.take<uint16_t>(lanes), stride};
   for (; begin + R <= end; begin += R) forward_rows<Norm, Access, kPlain, R>(plan, begin, buffers);
   if constexpr (R > 1)
     for (; begin < end; ++begin) forward_rows<Norm, Access, kPlain, 1>(plan, begin, buffers);

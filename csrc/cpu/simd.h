@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 namespace addnorm::ADDNORM_ISA {
@@ -156,22 +157,35 @@ struct Whole { static constexpr int count = kStep; };
 struct Part { int count; };  // 1..31 columns
 struct Some { int count; };  // 1..32 columns: one text for both, where compact code is worth a branch
 
+template <class Bits> struct LaneMask {
+  Bits lane[2 * kLanes];
+  constexpr LaneMask() : lane() {
+    for (int i = 0; i < kLanes; ++i) lane[i] = ~Bits{0};
+  }
+};
+constexpr LaneMask<uint32_t> kMask32;
+constexpr LaneMask<uint64_t> kMask64;
+
+ADDNORM_INLINE const uint32_t* mask_lanes(float) { return kMask32.lane; }
+ADDNORM_INLINE const uint64_t* mask_lanes(double) { return kMask64.lane; }
+
+// The first `count` lanes, zero in the rest.
+template <class T> ADDNORM_INLINE Vec<T> first_lanes(Vec<T> v, int count) {
+  using Bits = Vec<std::remove_cv_t<std::remove_pointer_t<decltype(mask_lanes(T()))>>>;
+  Bits mask;
+  __builtin_memcpy(&mask, mask_lanes(T()) + kLanes - count, sizeof mask);
+  each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA {
+    v.part[i] = (typename Vec<T>::Native)((typename Bits::Native)v.part[i] & mask.part[i]);
+  });
+  return v;
+}
+
 // Zero beyond the last column: what a sum must not see.
 template <Order kOrder, class T> ADDNORM_INLINE Pair<T> only(Whole, Pair<T> p) { return p; }
-template <Order kOrder, class T> __attribute__((noinline)) void clear_rest(int count, Pair<T>& p) {
-  T lanes[kStep];
-  __builtin_memcpy(lanes, &p, sizeof lanes);
-  for (int i = 0; i < kStep; ++i) {
-    const int column = kOrder == Order::natural ? i : 2 * (i % kLanes) + i / kLanes;
-    if (column >= count) lanes[i] = 0;
-  }
-  __builtin_memcpy(&p, lanes, sizeof lanes);
-}
 template <Order kOrder, class T, class N> ADDNORM_INLINE Pair<T> only(N n, Pair<T> p) {
   if (n.count == kStep) return p;
-  Pair<T> rest = p;
-  clear_rest<kOrder>(n.count, rest);
-  return rest;
+  const int a = kOrder == Order::split ? (n.count + 1) / 2 : n.count < kLanes ? n.count : kLanes;
+  return {first_lanes(p.a, a), first_lanes(p.b, n.count - a)};
 }
 
 // body(column, n) for begin, begin + 32, ... up to end; n is Whole or Part, or always Some where kCompact.

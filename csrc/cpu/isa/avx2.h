@@ -23,6 +23,13 @@ ADDNORM_INLINE __m256i multiply_low(__m256i a, uint32_t b) { return _mm256_mul_e
 ADDNORM_INLINE __m256i blend_odd(__m256i even, __m256i odd) { return _mm256_blend_epi16(even, odd, 0xAA); }
 
 using Raw = __m256i;
+
+// float32 bits rounded to nearest even at bit 16.
+ADDNORM_INLINE __m256i round_to_bfloat16(__m256i bits) {
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+}
+
 Raw load_bytes(const void* p, int bytes);
 void store_bytes(void* p, Raw v, int bytes);
 ADDNORM_INLINE void stream(void* p, __m256i v) { _mm256_stream_si256(static_cast<__m256i*>(p), v); }

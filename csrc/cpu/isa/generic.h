@@ -45,6 +45,10 @@ ADDNORM_INLINE Word4 multiply_low(Word4 a, uint32_t b) {
 ADDNORM_INLINE Word4 blend_odd(Word4 even, Word4 odd) { return (even & 0xffffu) | (odd & 0xffff0000u); }
 
 using Raw = Word4;
+
+// float32 bits rounded to nearest even at bit 16.
+ADDNORM_INLINE Word4 round_to_bfloat16(Word4 bits) { return bits + 0x7fffu + (bits >> 16 & 1u); }
+
 Raw load_bytes(const void* p, int bytes);
 void store_bytes(void* p, Raw v, int bytes);
 ADDNORM_INLINE void stream(void* p, Word4 v) { std::memcpy(p, &v, sizeof v); }

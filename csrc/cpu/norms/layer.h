@@ -1,45 +1,74 @@
-// LayerNorm by the corrected two-pass: the mean is the unevaluated sum mean + correction, for the rounded mean alone is what
-// limits (z - mean) / s at a large mean.
+// LayerNorm: as exact as the corrected two-pass at any mean, in one pass.
 //
-// A norm is a struct like this one: statistics from sums over z (first) and then over z and the row (second), the
-// normalised value, and the gradient through it from sums over G = gain * dy and xhat.
+// The terms are d = z - shift, with the mean of the first columns for a shift; e = mean(d) and v = mean(d^2) - e^2. As long as 4 e^2 <= v
+// the subtraction costs nothing to speak of; the rare row that begins far from its mean is gone through again. The mean is the
+// unevaluated sum shift + e, since the rounded mean alone would limit (z - mean) / s where the mean is large.
+//
+// A norm is a struct like this one: the terms and their sums, the statistics, the normalised value, and the gradient through
+// it from the sums over G = gain * dy.
 #pragma once
 
-#include "../simd.h"
+#include "../sums.h"
 
 namespace addnorm::ADDNORM_ISA {
 
 struct Layer {
-  static constexpr int kFirstSums = 1, kSecondSums = 2, kGradientSums = 2;
+  static constexpr int kSums = 2, kGradientSums = 2;
+  static constexpr bool kShifts = true;
 
   template <class T> struct Row { T mean, correction, rstd; };
 
-  template <class T> static ADDNORM_INLINE void add_first(Pair<T>* sums, Pair<T> z) { sums[0] = sums[0] + z; }
-  template <class T> static ADDNORM_INLINE void after_first(Row<T>& row, const T* sums, T d, T) { row.mean = sums[0] / d; }
-
-  template <class T> static ADDNORM_INLINE Pair<T> second_term(const Row<T>& row, Pair<T> z) { return z - splat(row.mean); }
-  template <class T> static ADDNORM_INLINE void add_second(Pair<T>* sums, Pair<T> deviation) {
-    sums[0] = sums[0] + deviation;
-    sums[1] = fma(deviation, deviation, sums[1]);
+  // ---- forward
+  template <class T> static ADDNORM_INLINE void begin(Row<T>& row, Pair<T> first_columns, T count) {
+    row.mean = sum(first_columns.a + first_columns.b) / count;
   }
-  template <class T> static ADDNORM_INLINE void after_second(Row<T>& row, const T* sums, T d, T eps) {
+  template <class T> static ADDNORM_INLINE Pair<T> term(const Row<T>& row, Pair<T> z) { return z - splat(row.mean); }
+  template <class T> static ADDNORM_INLINE void add(Pair<T>* sums, Pair<T> term) {
+    sums[0] = sums[0] + term;
+    sums[1] = fma(term, term, sums[1]);
+  }
+  // False: the shift was too far off.
+  template <class T> static ADDNORM_INLINE bool finish(Row<T>& row, const T* sums, T d, T eps) {
     row.correction = sums[0] / d;
-    const T variance = sums[1] / d - row.correction * row.correction;
+    const T square = row.correction * row.correction, variance = sums[1] / d - square;
     row.rstd = T(1) / square_root((variance < 0 ? T(0) : variance) + eps);  // written so that NaN survives
+    return !(4 * square > variance);
+  }
+  // The sums once more, around the mean that the first ones gave.
+  template <Order kOrder, class T> static ADDNORM_OUTLINE void refine(Row<T>& row, const T* terms, int64_t d, T eps) {
+    const Vec<T> shift = splat(row.correction);
+    T sums[2];
+    row_sums<true>(d, sums, [&](int64_t c, auto n, Pair<T>* s) ADDNORM_LAMBDA { add(s, only<kOrder>(n, load_pair<T>(terms + c, Whole{}) - shift)); });
+    Row<T> rest;
+    finish(rest, sums, static_cast<T>(d), eps);
+    row.correction += rest.correction;
+    row.rstd = rest.rstd;
+  }
+  template <class T> static ADDNORM_INLINE Pair<T> normalise_term(const Row<T>& row, Pair<T> term) {
+    return (term - splat(row.correction)) * splat(row.rstd);
+  }
+  // As they are kept: the mean rounded, the correction what it lacks.
+  template <class T> static ADDNORM_INLINE Row<T> statistics(const Row<T>& row) {
+    const T mean = row.mean + row.correction, added = mean - row.mean;
+    return {mean, (row.mean - (mean - added)) + (row.correction - added), row.rstd};
   }
 
-  template <class T> static ADDNORM_INLINE Pair<T> normalise(const Row<T>& row, Pair<T> z) {
-    return (z - splat(row.mean) - splat(row.correction)) * splat(row.rstd);
-  }
+  // ---- backward: dz = (g - mean(g) - xhat * mean(g * xhat)) * rstd, from sums over g and g * (z - mean)
+  template <class T> struct Gradient { T shift, slope, offset; };  // xhat = (z - mean) * rstd + shift, dz = g * rstd + xhat * slope + offset
 
-  template <class T> static ADDNORM_INLINE void add_gradient(Pair<T>* sums, Pair<T> g, Pair<T> xhat) {
+  template <class T> static ADDNORM_INLINE void add_gradient(const Row<T>& row, Pair<T>* sums, Pair<T> g, Pair<T> z) {
     sums[0] = sums[0] + g;
-    sums[1] = fma(g, xhat, sums[1]);
+    sums[1] = fma(g, z - splat(row.mean), sums[1]);
   }
-  // (g - mean(g) - xhat * mean(g * xhat)) * rstd
-  template <class T> static ADDNORM_INLINE Pair<T> gradient(const Row<T>& row, const T* means, Pair<T> g, Pair<T> xhat) {
-    const T rstd = row.rstd;
-    return fma(xhat, splat(-means[1] * rstd), fma(g, splat(rstd), splat(-means[0] * rstd)));
+  template <class T> static ADDNORM_INLINE Gradient<T> gradient(const Row<T>& row, const T* sums, T d) {
+    const T mean_g = sums[0] / d, mean_gxhat = (sums[1] / d - row.correction * mean_g) * row.rstd;
+    return {-row.correction * row.rstd, -mean_gxhat * row.rstd, -mean_g * row.rstd};
+  }
+  template <class T> static ADDNORM_INLINE Pair<T> normalise(const Row<T>& row, const Gradient<T>& gradient, Pair<T> z) {
+    return fma(z - splat(row.mean), splat(row.rstd), splat(gradient.shift));
+  }
+  template <class T> static ADDNORM_INLINE Pair<T> apply(const Row<T>& row, const Gradient<T>& gradient, Pair<T> g, Pair<T> xhat) {
+    return fma(g, splat(row.rstd), fma(xhat, splat(gradient.slope), splat(gradient.offset)));
   }
 };
 

@@ -1,26 +1,36 @@
-// RMSNorm: no mean, hence one pass.
+// RMSNorm: no mean, so the terms are z itself.
 #pragma once
 
-#include "../simd.h"
+#include "../sums.h"
 
 namespace addnorm::ADDNORM_ISA {
 
 struct Rms {
-  static constexpr int kFirstSums = 1, kSecondSums = 0, kGradientSums = 1;
+  static constexpr int kSums = 1, kGradientSums = 1;
+  static constexpr bool kShifts = false;
 
   template <class T> struct Row { T rstd; };
 
-  template <class T> static ADDNORM_INLINE void add_first(Pair<T>* sums, Pair<T> z) { sums[0] = fma(z, z, sums[0]); }
-  template <class T> static ADDNORM_INLINE void after_first(Row<T>& row, const T* sums, T d, T eps) {
+  // ---- forward
+  template <class T> static ADDNORM_INLINE Pair<T> term(const Row<T>&, Pair<T> z) { return z; }
+  template <class T> static ADDNORM_INLINE void add(Pair<T>* sums, Pair<T> z) { sums[0] = fma(z, z, sums[0]); }
+  template <class T> static ADDNORM_INLINE bool finish(Row<T>& row, const T* sums, T d, T eps) {
     row.rstd = T(1) / square_root(sums[0] / d + eps);
+    return true;
   }
+  template <class T> static ADDNORM_INLINE Pair<T> normalise_term(const Row<T>& row, Pair<T> z) { return z * splat(row.rstd); }
+  template <class T> static ADDNORM_INLINE Row<T> statistics(const Row<T>& row) { return row; }
 
-  template <class T> static ADDNORM_INLINE Pair<T> normalise(const Row<T>& row, Pair<T> z) { return z * splat(row.rstd); }
+  // ---- backward: dz = (g - xhat * mean(g * xhat)) * rstd, from the sum over g * z
+  template <class T> struct Gradient { T slope; };  // dz = g * rstd + xhat * slope
 
-  template <class T> static ADDNORM_INLINE void add_gradient(Pair<T>* sums, Pair<T> g, Pair<T> xhat) { sums[0] = fma(g, xhat, sums[0]); }
-  // (g - xhat * mean(g * xhat)) * rstd
-  template <class T> static ADDNORM_INLINE Pair<T> gradient(const Row<T>& row, const T* means, Pair<T> g, Pair<T> xhat) {
-    return fma(xhat, splat(-means[0] * row.rstd), g * splat(row.rstd));
+  template <class T> static ADDNORM_INLINE void add_gradient(const Row<T>&, Pair<T>* sums, Pair<T> g, Pair<T> z) { sums[0] = fma(g, z, sums[0]); }
+  template <class T> static ADDNORM_INLINE Gradient<T> gradient(const Row<T>& row, const T* sums, T d) {
+    return {-(sums[0] / d * row.rstd) * row.rstd};
+  }
+  template <class T> static ADDNORM_INLINE Pair<T> normalise(const Row<T>& row, const Gradient<T>&, Pair<T> z) { return z * splat(row.rstd); }
+  template <class T> static ADDNORM_INLINE Pair<T> apply(const Row<T>& row, const Gradient<T>& gradient, Pair<T> g, Pair<T> xhat) {
+    return fma(xhat, splat(gradient.slope), g * splat(row.rstd));
   }
 };
 
