@@ -13,6 +13,7 @@ from addnorm import cli
 from addnorm.bench import run
 from addnorm.bench.cases import Case
 from addnorm.bench.contenders import CONTENDERS
+from addnorm.cli import errors, output
 from addnorm.demo import run as demo_run
 
 from .test_report import demo_result, results
@@ -98,10 +99,10 @@ def test_an_unwritable_path_is_refused_before_the_work(command: list[str], tmp_p
 
 def test_a_check_leaves_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    cli.check_writable(path)
+    output.check_writable(path)
     assert not path.exists()
     path.write_text("old")
-    cli.check_writable(path)
+    output.check_writable(path)
     assert path.read_text() == "old"
 
 
@@ -113,8 +114,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(cli.CommandError, match="No space left"):
-        cli.write(path, "new")
+    with pytest.raises(errors.CommandError, match="No space left"):
+        output.write(path, "new")
     assert path.read_text() == "old"
 
 
@@ -171,7 +172,7 @@ def test_without_a_command_it_shows_what_there_is(capsys: Capture) -> None:
 
 
 def test_infinities_become_null() -> None:
-    assert json.loads(cli.json_text({"a": [float("nan"), 1.5], "b": (float("inf"),)})) == {
+    assert json.loads(output.json_text({"a": [float("nan"), 1.5], "b": (float("inf"),)})) == {
         "a": [None, 1.5],
         "b": [None],
     }

@@ -1,0 +1,56 @@
+"""The command line: ``addnorm COMMAND``.
+
+Results go to stdout and progress to stderr; with ``--json`` stdout is one JSON object. Exit codes: 0 done, 1 failed,
+2 asked wrongly. A command is a file with ``TEXT``, ``add_arguments(parser)`` and ``run(args)``; what it needs is
+imported when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from .errors import CommandError, UsageError
+from .table import COMMANDS
+
+EPILOG = """exit codes: 0 done, 1 failed, 2 asked wrongly"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; its exit code."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        args.command(args)
+    except (UsageError, CommandError) as error:
+        print(f"addnorm: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("addnorm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of stdout, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="addnorm",
+        description="The transformer's Add & Norm sublayer, as quick as the memory allows.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"addnorm {metadata.version('addnorm')}")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sentence = f"{command.TEXT[0].upper()}{command.TEXT[1:]}."
+        added = commands.add_parser(name, help=command.TEXT, description=sentence, epilog=EPILOG)
+        command.add_arguments(added)
+        added.set_defaults(command=command.run)
+    return parser

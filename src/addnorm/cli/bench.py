@@ -1,0 +1,98 @@
+"""``addnorm bench``"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import UsageError
+from .output import add_output, check_output, deliver, json_text, progress, write
+
+if TYPE_CHECKING:
+    from ..bench import Case, Results
+    from ..report.document import Document
+
+TEXT = "Add & Norm against torch eager, torch.compile, ONNX Runtime and the speed of memory"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="a look in under a minute instead of about ten")
+    parser.add_argument("--only", metavar="WORDS", default="", help="only cases with all these words: '4096x768 fp32'")
+    parser.add_argument(
+        "--threads", metavar="N", type=positive, help="of torch and its peers; torch's choice by default"
+    )
+    parser.add_argument("--load", metavar="FILE", type=Path, help="show a saved result instead of measuring")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="save the result as JSON")
+    add_output(parser).add_argument("--markdown", action="store_true", help="print the short table of a README")
+
+
+def positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number >= 1, got {text!r}")
+    return value
+
+
+def run(args: argparse.Namespace) -> None:
+    check_output(args)
+    results = load(args.load) if args.load else measure(args)
+    if args.out:
+        write(args.out, json_text(results.to_dict()))
+    if args.markdown:
+        from ..report import markdown
+
+        print(markdown(results))
+        return
+
+    def document() -> Document:
+        from ..report.bench import document
+
+        return document(results)
+
+    deliver(args, results.to_dict(), document)
+
+
+def measure(args: argparse.Namespace) -> Results:
+    """Runs the benchmark as asked."""
+    import torch
+
+    from ..bench import full, quick
+    from ..bench.run import run
+
+    cases = chosen(quick() if args.quick else full(), args.only)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    warn_if_busy()
+    with progress(args) as report_progress:
+        return run(cases, report_progress)
+
+
+def chosen(cases: Sequence[Case], words: str) -> list[Case]:
+    """The cases that are described by all of the words."""
+    found = [case for case in cases if all(word in str(case) for word in words.split())]
+    if not found:
+        raise UsageError(f"--only {words!r} leaves no case; a case reads like '{cases[0]}'")
+    return found
+
+
+def load(path: Path) -> Results:
+    """Results from a file that `--out` or `--json` gave."""
+    from ..bench import Results
+
+    try:
+        return Results.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(f"can not read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} holds no benchmark result: {error}") from error
+
+
+def warn_if_busy() -> None:
+    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    if load > cores / 2:
+        print(f"addnorm: the machine is busy (load {load:.1f}, {cores} cores), times will suffer", file=sys.stderr)

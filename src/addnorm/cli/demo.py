@@ -1,0 +1,36 @@
+"""``addnorm demo``"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from .errors import CommandError
+from .output import add_output, check_output, deliver, progress
+
+if TYPE_CHECKING:
+    from ..report.document import Document
+
+TEXT = "a real model on real text, before and after fusing: do the results agree, and what is gained"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_output(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    check_output(args)
+    from ..demo.run import run
+
+    try:
+        with progress(args) as report_progress:
+            result = run(report_progress)
+    except ImportError as error:
+        raise CommandError(str(error)) from error
+
+    def document() -> Document:
+        from ..report.demo import document
+
+        return document(result)
+
+    deliver(args, result.to_dict(), document)

@@ -1,0 +1,109 @@
+"""What comes out of a command: stdout, a page, a saved file; progress goes to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import CommandError, UsageError
+
+if TYPE_CHECKING:
+    from ..report.document import Document
+
+Progress = Callable[[str, int, int], None]  # of what is under way, steps done, steps in all
+
+
+def add_output(parser: argparse.ArgumentParser) -> Any:
+    """How a result is given: the group of which one may be chosen for stdout."""
+    parser.add_argument("--html", metavar="FILE", type=Path, help="also write one self-contained page")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--json", action="store_true", help="print one JSON object, with hardware and versions")
+    return group
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Refuses, before any work, what could not be shown or written after it."""
+    needed = [] if args.json or getattr(args, "markdown", False) else ["rich"]
+    needed += ["jinja2", "plotly"] if args.html else []
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CommandError(f"{' and '.join(missing)} not installed: pip install 'addnorm[report]', or use --json")
+    for path in (args.html, getattr(args, "out", None)):
+        if path is not None:
+            check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Tries it, leaving no trace and what is there as it is: permissions do not tell the whole story."""
+    try:
+        if path.is_dir():
+            raise UsageError(f"can not write {path}: it is a folder")
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UsageError(f"can not write {path}: {error.strerror}") from error
+
+
+def deliver(args: argparse.Namespace, data: dict[str, Any], document: Callable[[], Document]) -> None:
+    """To stdout first, so that a disk which fills up later loses nothing; then the page."""
+    if args.json:
+        print(json_text(data))
+    else:
+        from ..report import terminal
+
+        terminal.show(document())
+    if args.html:
+        from ..report import page
+
+        write(args.html, page.render(document()))
+        print(f"addnorm: wrote {args.html}", file=sys.stderr)
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all, where the path is a plain file."""
+    try:
+        if path.exists() and not path.is_file():  # /dev/stdout, a pipe
+            path.write_text(text, encoding="utf-8")
+            return
+        path = path.resolve()
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise CommandError(f"can not write {path}: {error.strerror}") from error
+
+
+def json_text(data: Any) -> str:
+    return json.dumps(finite(data), indent=1, allow_nan=False, ensure_ascii=False)
+
+
+def finite(data: Any) -> Any:
+    """The same with null for NaN and infinity, which JSON does not have."""
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+@contextlib.contextmanager
+def progress(args: argparse.Namespace) -> Iterator[Progress]:
+    """A bar on stderr, or plain lines without rich. What others print meanwhile goes to stderr too."""
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        if importlib.util.find_spec("rich") is None:
+            yield lambda label, done, total: print(f"[{done}/{total}] {label}", file=sys.stderr)
+        else:
+            from ..report.terminal import progress_bar
+
+            with progress_bar() as report_progress:
+                yield report_progress

@@ -1,0 +1,9 @@
+"""Every command of ``addnorm``: one file each, and one row here."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from . import bench, demo, doctor
+
+COMMANDS: dict[str, ModuleType] = {"demo": demo, "bench": bench, "doctor": doctor}
