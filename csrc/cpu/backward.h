@@ -9,6 +9,7 @@
 
 #include "column_sums.h"
 #include "forward.h"
+#include "isa/denormals.h"
 
 namespace addnorm::ADDNORM_ISA {
 
@@ -180,6 +181,7 @@ template <class Norm, class Access, Form kForm> inline void backward_blocks(void
   const int64_t space = plan.call.dropout.threshold ? R * lane_space(plan.call.d) : 0;
   Scratch scratch(Scratch::rows, Scratch::space<uint16_t>(space));
   uint16_t* lanes = scratch.take<uint16_t>(space);
+  const FlushDenormals flush(plan.has_dy);  // without dy, ds passes as it is
   for (int64_t block = begin; block < end; ++block) {
     const auto totals = job.partials.columns_of(block);
     const int64_t first = job.blocks.begin(block), last = job.blocks.end(block);

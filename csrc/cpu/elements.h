@@ -11,15 +11,22 @@ struct F64 { static constexpr int kBytes = 8; static constexpr Order kOrder = Or
 struct BF16 { static constexpr int kBytes = 2; static constexpr Order kOrder = Order::split; };
 struct F16 { static constexpr int kBytes = 2; static constexpr Order kOrder = Order::natural; };
 
-// ---- raw bytes
+// ---- raw bytes; register by register, since GCC would copy a whole Vec through memory
 
 template <class T> ADDNORM_INLINE Vec<T> load(const void* p) {
   Vec<T> v;
-  __builtin_memcpy(&v, p, sizeof v);
+  each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA {
+    __builtin_memcpy(&v.part[i], static_cast<const char*>(p) + i * kNativeBytes, kNativeBytes);
+  });
   return v;
 }
 
-template <class T> ADDNORM_INLINE void store(void* p, Vec<T> v) { __builtin_memcpy(p, &v, sizeof v); }
+template <class T> ADDNORM_INLINE void store(void* p, Vec<T> v) {
+  each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA {
+    const typename Vec<T>::Native part = v.part[i];
+    __builtin_memcpy(static_cast<char*>(p) + i * kNativeBytes, &part, kNativeBytes);
+  });
+}
 
 ADDNORM_INLINE int clamp(int value, int high) { return value < 0 ? 0 : value > high ? high : value; }
 
@@ -172,7 +179,7 @@ template <class To, class From> ADDNORM_INLINE Pair<To> convert(Pair<From> p) {
 // All matrices hold E; the arithmetic is float.
 template <class E> struct Same {
   using T = float;
-  static constexpr bool kCompact = false;
+  static constexpr bool kCompact = kCompactCode;
   static constexpr Order kOrder = E::kOrder;
   template <class N> static ADDNORM_INLINE Pair<T> load(DType, const void* row, int64_t column, N n) {
     return Element<E>::load(static_cast<const char*>(row) + column * E::kBytes, n);

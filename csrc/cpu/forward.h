@@ -121,8 +121,8 @@ template <class Norm, class Access, bool kPlain> inline void forward_range(void*
   T* terms = scratch.take<T>(R * stride);
   const RowBuffers<T> buffers = {terms, scratch.take<uint16_t>(lanes), stride};
   for (; begin + R <= end; begin += R) forward_rows<Norm, Access, kPlain, R>(plan, begin, buffers);
-  if constexpr (R > 1)
-    for (; begin < end; ++begin) forward_rows<Norm, Access, kPlain, 1>(plan, begin, buffers);
+  if constexpr (R > 1)  // the full form is at hand already, and gives the same bits
+    for (; begin < end; ++begin) forward_rows<Norm, Access, false, 1>(plan, begin, buffers);
   if (plan.streaming) stream_fence();
 }
 
@@ -176,7 +176,7 @@ template <class Norm> inline void forward(const Forward& f, const Runtime& runti
   };
   if (same && f.x.dtype == DType::f32) return run(Same<F32>{});
   if (same && f.x.dtype == DType::bf16) return run(Same<BF16>{});
-  if (same && f.x.dtype == DType::f16 && plain) return forward_with<Norm, Same<F16>, true>(f, runtime);
+  if (same && f.x.dtype == DType::f16) return forward_with<Norm, Same<F16>, false>(f, runtime);
   forward_with<Norm, Any<float>, false>(f, runtime);
 }
 

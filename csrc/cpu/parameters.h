@@ -25,8 +25,10 @@ template <class Access> struct Parameter {
     const Vec<T> shift = splat(static_cast<T>(offset));
     const Vec<T> number = v.scalar ? splat(load_scalar<T>(v, 0)) : splat(T(0));
     columns<true>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
-      const Pair<T> loaded = v.scalar ? Pair<T>{number, number} : load_vector<Access::kOrder, T>(v, c, n);
-      store_pair(result + c, Whole{}, only<Access::kOrder>(n, offset == 0 ? loaded : loaded + shift));
+      Pair<T> loaded = {number, number};
+      if (!v.scalar) loaded = load_vector<Access::kOrder, T>(v, c, n);
+      if (offset != 0) loaded = loaded + shift;
+      store_pair(result + c, Whole{}, only<Access::kOrder>(n, loaded));
     });
     return result;
   }
@@ -40,7 +42,9 @@ template <class Access, class N, class T = typename Access::T> ADDNORM_INLINE Pa
 
 // The values of one row in the arithmetic's type, whatever the row is told apart by.
 template <class T> ADDNORM_INLINE T row_value(const Vector& v, int64_t row) {
-  return v.data ? load_scalar<T>(v, v.scalar ? 0 : row) : T(1);
+  if (!v.data) return T(1);
+  const T value = load_scalar<T>(v, v.scalar ? 0 : row);
+  return value == value ? value : T(__builtin_nan(""));  // tame: see elements.h
 }
 
 }  // namespace addnorm::ADDNORM_ISA

@@ -173,8 +173,8 @@ ADDNORM_INLINE const uint64_t* mask_lanes(double) { return kMask64.lane; }
 template <class T> ADDNORM_INLINE Vec<T> first_lanes(Vec<T> v, int count) {
   using Bits = Vec<std::remove_cv_t<std::remove_pointer_t<decltype(mask_lanes(T()))>>>;
   Bits mask;
-  __builtin_memcpy(&mask, mask_lanes(T()) + kLanes - count, sizeof mask);
   each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA {
+    __builtin_memcpy(&mask.part[i], mask_lanes(T()) + kLanes - count + i * (kLanes / Vec<T>::kParts), kNativeBytes);
     v.part[i] = (typename Vec<T>::Native)((typename Bits::Native)v.part[i] & mask.part[i]);
   });
   return v;
