@@ -104,7 +104,4 @@ const Kernels& kernels();
 // All the sets that this processor runs, the best first.
 std::vector<const Kernels*> available_kernels();
 
-// Asks for huge pages behind a large, not yet touched output; a no-op where it would not help.
-void advise_huge_pages(void* data, int64_t bytes);
-
 }  // namespace addnorm

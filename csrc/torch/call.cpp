@@ -2,11 +2,14 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
+#include <c10/core/CPUAllocator.h>
 #include <pthread.h>
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 
+#include "cpu/pool.h"
 #include "views.h"
 
 namespace addnorm {
@@ -26,14 +29,25 @@ void parallel_for(int64_t n, int64_t grain, void* context, void (*body)(void*, i
 
 constexpr Runtime kTorchRuntime{parallel_for};
 
-// From this size on an allocation is new memory from the system each time: the most that glibc's malloc keeps for reuse.
-constexpr int64_t kFreshBytes = int64_t{32} << 20;
+void release(void* context) {
+  const std::unique_ptr<Block> block(static_cast<Block*>(context));
+  c10::profiledCPUMemoryReporter().Delete(block->data);
+  give_back(*block);
+}
 
-bool is_fresh(const at::Tensor& t) { return t.defined() && static_cast<int64_t>(t.nbytes()) >= kFreshBytes; }
-
-at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype) {
-  at::Tensor t = at::detail::empty_cpu(sizes, dtype);
-  advise_huge_pages(t.data_ptr(), static_cast<int64_t>(t.nbytes()));
+// A new tensor; `fresh` becomes true where its memory is new as well.
+at::Tensor empty_output(at::IntArrayRef sizes, at::ScalarType dtype, bool& fresh) {
+  const auto bytes = static_cast<int64_t>(c10::multiply_integers(sizes) * c10::elementSize(dtype));
+  const Block block = take_block(bytes);
+  if (!block.data) return at::detail::empty_cpu(sizes, dtype);
+  fresh |= block.fresh;
+  c10::profiledCPUMemoryReporter().New(block.data, bytes);
+  at::DataPtr data(block.data, new Block(block), release, at::kCPU);
+  auto storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), bytes, std::move(data),
+                                                       c10::GetCPUAllocator(), /*resizable=*/true);
+  at::Tensor t = at::detail::make_tensor<c10::TensorImpl>(std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                                          c10::scalarTypeToTypeMeta(dtype));
+  t.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
   return t;
 }
 
@@ -73,18 +87,18 @@ Results forward(const Operands& operands, const Options& options, bool keep_stre
   const bool f64 = std::any_of(operands.begin(), operands.end(), [](const at::Tensor* t) {
     return t != nullptr && t->scalar_type() == at::kDouble;
   });
+  Forward call;
   Views views;
   Results results;
   // An output whose columns are not adjacent is computed beside it, then copied.
   const auto target = [&](const at::Tensor* given, at::ScalarType dtype) {
     const bool direct = given != nullptr && (given->sizes().back() <= 1 || given->strides().back() == 1);
-    return direct ? *given : empty(x.sizes(), dtype);
+    return direct ? *given : empty_output(x.sizes(), dtype, call.fresh_pages);
   };
   results.y = target(out, options.out_dtype);
   if (keep_stream) results.z = target(stream_out, options.stream_dtype);
   if (keep_stats) results.stats = empty_stats(x.sizes(), options.norm, f64 ? at::kDouble : at::kFloat);
 
-  Forward call;
   call.norm = options.norm;
   call.f64 = f64;
   call.rows = rows_of(x);
@@ -102,7 +116,6 @@ Results forward(const Operands& operands, const Options& options, bool keep_stre
   call.weight_offset = options.weight_offset;
   call.eps = options.eps;
   call.dropout = dropout(options);
-  call.fresh_pages = out == nullptr && stream_out == nullptr && is_fresh(results.y);
   call.stats = keep_stats ? results.stats.data_ptr() : nullptr;
   kernels().forward(call, kTorchRuntime);
 
@@ -121,7 +134,9 @@ Gradients backward(const Incoming& incoming, const Operands& operands, const Opt
   const at::Tensor& z = *incoming.z;
   const auto like = [&](Operand operand) { return operands[operand]->scalar_type(); };
   const auto columns = z.sizes().slice(z.dim() - 1);
+  Backward call;
   Gradients grads;
+  const auto empty = [&](at::IntArrayRef sizes, at::ScalarType dtype) { return empty_output(sizes, dtype, call.fresh_pages); };
   if (needs[kX]) grads[kX] = empty(z.sizes(), types.x);
   if (needs[kResidual]) grads[kResidual] = empty(z.sizes(), types.residual);
   if (needs[kWeight]) grads[kWeight] = empty(columns, like(kWeight));
@@ -131,7 +146,6 @@ Gradients backward(const Incoming& incoming, const Operands& operands, const Opt
   if (needs[kRowScale]) grads[kRowScale] = empty(z.sizes().slice(0, z.dim() - 1), like(kRowScale));
 
   Views views;
-  Backward call;
   call.norm = options.norm;
   call.f64 = incoming.stats->scalar_type() == at::kDouble;
   call.rows = rows_of(z);
@@ -149,7 +163,6 @@ Gradients backward(const Incoming& incoming, const Operands& operands, const Opt
   call.dropout = dropout(options);
   const at::Tensor stats = incoming.stats->contiguous();
   call.stats = stats.data_ptr();
-  call.fresh_pages = is_fresh(grads[kX]) || is_fresh(grads[kResidual]);
   call.dx = views.matrix(&grads[kX]);
   call.dresidual = views.matrix(&grads[kResidual]);
   call.dweight = views.vector(&grads[kWeight]);

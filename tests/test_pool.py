@@ -1,0 +1,86 @@
+"""Large outputs come from memory that is kept between calls: never while anything still looks at it, and never much."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import addnorm
+from addnorm.backends.native import EXTENSION
+
+pytestmark = pytest.mark.skipif(EXTENSION is None or sys.platform != "linux", reason="the pool is the extension's")
+
+LARGE = (1100, 1000)  # float32: above the 4 MB from which the pool serves
+
+
+def add_norm(shape: tuple[int, int] = LARGE, value: float = 1.0) -> Tensor:
+    """bias alone, since a constant row normalises to 0: every element of y is `value`."""
+    x = torch.ones(shape[-1]).expand(shape)
+    with torch.no_grad():
+        return addnorm.add_norm(x, x, None, torch.full(shape[-1:], float(value)))
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_memory_comes_back() -> None:
+    y = add_norm()
+    address = y.data_ptr()
+    del y
+    assert add_norm().data_ptr() == address
+
+
+def test_memory_in_use_is_left_alone() -> None:
+    views = [add_norm(value=v)[3:, ::2] for v in range(8)]
+    for value, view in enumerate(views):
+        assert bool((view == value).all())
+
+
+def test_other_sizes_do_not_take_a_block_far_too_large() -> None:
+    large = add_norm((4400, 1000))
+    address = large.data_ptr()
+    del large
+    assert add_norm().data_ptr() != address
+
+
+def test_outputs_are_tensors_like_any_other() -> None:
+    y = add_norm(value=2.0)
+    assert y.untyped_storage().nbytes() == y.numel() * 4
+    assert y.untyped_storage().resizable()
+    y.resize_(2 * LARGE[0], LARGE[1])
+    assert bool((y[: LARGE[0]] == 2).all())
+    shared = add_norm(value=3.0).share_memory_()
+    assert shared.is_shared()
+    assert bool((shared == 3).all())
+
+
+def test_little_is_kept() -> None:
+    before = resident()
+    outputs = [add_norm((32768, 1000)) for _ in range(3)]
+    assert resident() - before > 380e6
+    outputs.clear()
+    assert resident() - before < 280e6
+
+
+def test_threads_never_share_a_block() -> None:
+    wrong: list[float] = []
+
+    def work(value: float) -> None:
+        for _ in range(30):
+            y = add_norm(value=value)
+            if not bool((y == value).all()):
+                wrong.append(value)
+
+    threads = [threading.Thread(target=work, args=(float(i),)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
