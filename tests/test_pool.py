@@ -16,7 +16,7 @@ from addnorm.backends.native import EXTENSION
 
 pytestmark = pytest.mark.skipif(EXTENSION is None or sys.platform != "linux", reason="the pool is the extension's")
 
-LARGE = (1100, 1000)  # float32: above the 4 MB from which the pool serves
+LARGE = (1100, 1000)  # float32: well above the size from which the pool serves
 
 
 def add_norm(shape: tuple[int, int] = LARGE, value: float = 1.0) -> Tensor:
