@@ -141,9 +141,13 @@ class AddNorm(nn.Module):
         )
 
     def _path_scale(self, x: Tensor) -> Tensor | None:
-        """Stochastic depth's row scale: Bernoulli(keep) / keep, one number per sample."""
-        if not self.training or self.drop_path == 0:
-            return None
-        keep = 1 - self.drop_path
-        shape = (x.shape[0], *[1] * (x.dim() - 2)) if x.dim() > 1 else ()
-        return x.new_empty(shape).bernoulli_(keep).div_(keep)
+        return path_scale(x, self.drop_path) if self.training else None
+
+
+def path_scale(x: Tensor, drop_path: float) -> Tensor | None:
+    """Stochastic depth's row scale, Bernoulli(keep) / keep: one number per sample; None where nothing is dropped."""
+    if drop_path == 0:
+        return None
+    keep = 1 - drop_path
+    shape = (x.shape[0], *[1] * (x.dim() - 2)) if x.dim() > 1 else ()
+    return x.new_empty(shape).bernoulli_(keep).div_(keep)
