@@ -113,7 +113,7 @@ def test_stochastic_depth_is_linear() -> None:
 def test_final_norm_can_be_chosen(name: str) -> None:
     x = torch.randn(2, 3, D, dtype=torch.float64)
     if name == "residual_dual":
-        with pytest.raises(ValueError, match="final_norm can not be False"):
+        with pytest.raises(ValueError, match="final_norm must be True"):
             build(name, final_norm=False)
         return
     without, with_norm = build(name, final_norm=False), build(name, final_norm=True)
@@ -139,7 +139,8 @@ def test_building_leaves_the_sublayers_alone(name: str) -> None:
 def test_residual_is_a_stack_of_one(name: str) -> None:
     torch.manual_seed(0)
     sublayer = Mixer(D, HIDDEN)
-    block = Residual(sublayer, D, placement=name, depth=1)
+    ends = PLACEMENTS[name].ends_in_norm
+    block = Residual(sublayer, D, placement=name, depth=1, final_norm=ends)
     fresh = Mixer(D, HIDDEN)
     fresh.load_state_dict(sublayer.state_dict(), strict=False)
     whole = Stack([fresh], D, placement=name, sublayers_per_layer=1)

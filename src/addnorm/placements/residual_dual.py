@@ -24,7 +24,7 @@ class ResidualDual(Placement):
     def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:
         super().__init__(sites, settings, final_norm)
         if self.final_norm is None:
-            raise ValueError("placement='residual_dual' is x + N(h) at the end: final_norm can not be False")
+            raise ValueError("placement='residual_dual' is x + N(h) at the end: final_norm must be True")
         self.norms = self.new_norms()
 
     def start(self, x: Tensor) -> tuple[Tensor, State]:

@@ -54,7 +54,7 @@ class Residual(nn.Module):
         drop_path: float = 0.0,
         depth: int | None = None,
         layer: int = 0,
-        final_norm: bool | None = None,
+        final_norm: bool = False,
         shortcut: nn.Module | None = None,
         backend: str | None = None,
         device: torch.device | str | None = None,
