@@ -44,7 +44,7 @@ def loss(model: nn.Module, codes: Tensor) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--placement", choices=PLACEMENTS, default="pre")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=1500)
     args = parser.parse_args()
     torch.manual_seed(0)
     train, check, alphabet = load()
@@ -63,9 +63,8 @@ def main() -> None:
             with torch.no_grad():
                 held_out = loss(model, windows(check, 64, LENGTH)).item()
             model.train()
-            print(
-                f"step {step}: loss {found.item():.2f}, on unseen text {held_out:.2f}, {time.perf_counter() - start:.0f} s"
-            )
+            seconds = time.perf_counter() - start
+            print(f"step {step}: loss {found.item():.2f}, on unseen text {held_out:.2f}, {seconds:.0f} s")
 
 
 if __name__ == "__main__":

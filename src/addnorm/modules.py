@@ -20,7 +20,7 @@ class AddNorm(nn.Module):
 
     Args:
         d_model: Width of the last dimension.
-        norm: ``"layer"`` or ``"rms"``.
+        norm: ``"layer"``, ``"rms"``, ``"prms"`` or ``"scale"``, as in `add_norm`.
         eps: Added to the variance, inside the root.
         affine: Whether there is a learned weight, initialised to 1 (to 0 with ``weight_offset=1``).
         bias: Whether there is a learned bias; None is what the norm's torch module has: yes for layer, no for rms.

@@ -24,7 +24,7 @@ def silent(label: str, done: int, total: int) -> None:
 def compare(
     names: Sequence[str] = tuple(PLACEMENTS),
     *,
-    layers: int = 12,
+    layers: int = toy.LAYERS,
     seeds: int = 3,
     steps: int = toy.STEPS,
     progress: Progress = silent,

@@ -10,7 +10,7 @@ from ..placements import Slot
 from ..stack import Stack
 
 WIDTH, TOKENS, SYMBOLS, BATCH = 32, 16, 16, 16
-STEPS, RATE = 250, 1e-3
+LAYERS, STEPS, RATE = 18, 100, 1e-3  # deep enough that post-norm stays at chance
 CHANCE = torch.log(torch.tensor(float(SYMBOLS))).item()  # the loss of who guesses
 
 
