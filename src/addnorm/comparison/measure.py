@@ -63,7 +63,6 @@ def row(name: str, layers: int, losses: tuple[float, ...]) -> Row:
     own = [*model.stack.placement.parameters(), *slots]
     return Row(
         name=name,
-        title=(PLACEMENTS[name].__doc__ or "").strip().split("\n")[0],
         algebra=model.stack.placement.algebra(),
         parameters=sum(p.numel() for p in own),
         reads=reads,

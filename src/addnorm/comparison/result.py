@@ -15,7 +15,6 @@ class Row:
     first."""
 
     name: str
-    title: str  # with its source
     algebra: tuple[str, ...]
     parameters: int  # of its norms and scales, in the whole toy model
     reads: float  # of tensors (..., d), per sublayer, by the sums and norms of a forward
