@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from addnorm import AddNorm, add_norm, add_norm_stream, explain_dispatch
+from addnorm.backends import native
 from addnorm.norms import NORMS, Norm
 
 EPS = 0.3
@@ -24,11 +26,18 @@ def test_statistics_have_the_stated_size(norm: Norm) -> None:
         assert stats.dtype == dtype
 
 
+FORMULAS = {
+    "layer": lambda z: torch.nn.functional.layer_norm(z, (17,), eps=EPS),
+    "rms": lambda z: torch.nn.functional.rms_norm(z, (17,), eps=EPS),
+    "prms": lambda z: z / (z[..., :2].square().mean(-1, keepdim=True) + EPS).sqrt(),  # 2 = ceil(17 / 16)
+    "scale": lambda z: z / (z.norm(dim=-1, keepdim=True).square() + EPS).sqrt(),
+}
+
+
 @norms
-def test_normalise_is_torch_s_own(norm: Norm) -> None:
+def test_normalise_is_its_formula(norm: Norm) -> None:
     z = rows()
-    theirs = {"layer": torch.nn.functional.layer_norm, "rms": torch.nn.functional.rms_norm}[norm.name]
-    torch.testing.assert_close(norm.normalise(z, norm.statistics(z, EPS)), theirs(z, (17,), eps=EPS))
+    torch.testing.assert_close(norm.normalise(z, norm.statistics(z, EPS)), FORMULAS[norm.name](z))
 
 
 @norms
@@ -44,6 +53,8 @@ def test_backward_is_the_derivative(norm: Norm) -> None:
 @norms
 def test_identities_of_a_correct_gradient(norm: Norm) -> None:
     """dz . xhat = (eps / s^3) (G . xhat), and for layer sum(dz) = 0: exact, eps included."""
+    if norm.name == "prms":
+        return  # its other columns add to dz . xhat; they are held by the derivative above
     z, g = rows(), rows()
     stats = norm.statistics(z, EPS)
     xhat = norm.normalise(z, stats)
@@ -64,6 +75,29 @@ def test_layer_bounds() -> None:
     assert abs(norm.normalise(one_hot, norm.statistics(one_hot, 0.0)).max() - 511**0.5) < 1e-12
 
 
+def test_scale_with_one_gain() -> None:
+    """The paper's g, one number for all columns, starts at sqrt(d): the size of a row with unit variance."""
+    z, g = rows().requires_grad_(), torch.tensor(17**0.5, dtype=torch.float64, requires_grad=True)
+    y = add_norm(z, None, g.expand(17), norm="scale", eps=0.0)
+    torch.testing.assert_close(y.norm(dim=-1), torch.full((4, 3), 17**0.5, dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda z, g: add_norm(z, z, g.expand(17), norm="scale"), (z, g))
+
+
+@pytest.mark.parametrize("norm", ["prms", "scale"])
+def test_no_kernel_is_said(norm: str) -> None:
+    z = rows()
+    assert explain_dispatch(z, norm=norm).chosen == "eager"
+    if native.EXTENSION is not None:
+        with pytest.raises(ValueError, match=f"there is no kernel for norm='{norm}', only for 'layer' and 'rms'"):
+            add_norm(z, norm=norm, backend="cpu")
+    block = AddNorm(17, norm=norm, dtype=torch.float64)
+    assert block.bias is None
+    torch.testing.assert_close(block(z, z), add_norm(2 * z, norm=norm))
+    weight, bias = torch.rand(17, dtype=torch.float64), torch.rand(17, dtype=torch.float64)
+    operands = [t.requires_grad_() for t in (rows((2, 17)), rows((2, 17)), weight, bias)]
+    assert torch.autograd.gradcheck(lambda *t: add_norm_stream(*t, norm=norm, weight_offset=1.0), operands)
+
+
 def test_table_holds_each_norm_by_its_name() -> None:
-    assert {name: norm.name for name, norm in NORMS.items()} == {"layer": "layer", "rms": "rms"}
+    assert [norm.name for norm in NORMS.values()] == list(NORMS) == ["layer", "rms", "prms", "scale"]
     assert (NORMS["layer"].bias_by_default, NORMS["rms"].bias_by_default) == (True, False)

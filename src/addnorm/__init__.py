@@ -6,6 +6,9 @@ from .functional import add_norm as add_norm
 from .functional import add_norm_stream as add_norm_stream
 from .functional import explain_dispatch as explain_dispatch
 from .modules import AddNorm as AddNorm
+from .placements import Slot as Slot
+from .stack import Residual as Residual
+from .stack import Stack as Stack
 
 if TYPE_CHECKING:
     from .fusing import fuse as fuse

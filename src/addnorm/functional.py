@@ -46,7 +46,8 @@ def add_norm(
         x: The branch, a sublayer's output, ``(..., d)``: float64, float32, bfloat16 or float16, any strides.
         residual: The skip, of x's shape; None means 0, a plain fused norm.
         weight, bias: gamma and beta, ``(d,)``.
-        norm: ``"layer"`` or ``"rms"``.
+        norm: ``"layer"`` or ``"rms"``, which have kernels; ``"prms"`` (statistics of the first 1/16 of the columns) or
+            ``"scale"`` (rows of length 1), in plain torch.
         eps: Added to the variance, inside the root; 0 is allowed.
         branch_bias: Added to x before dropout, ``(d,)``: a Linear's bias.
         branch_scale: A number, a 0-d or a ``(d,)`` tensor: LayerScale, ReZero.

@@ -20,7 +20,7 @@ class AddNorm(nn.Module):
 
     Args:
         d_model: Width of the last dimension.
-        norm: ``"layer"`` or ``"rms"``.
+        norm: ``"layer"``, ``"rms"``, ``"prms"`` or ``"scale"``, as in `add_norm`.
         eps: Added to the variance, inside the root.
         affine: Whether there is a learned weight, initialised to 1 (to 0 with ``weight_offset=1``).
         bias: Whether there is a learned bias; None is what the norm's torch module has: yes for layer, no for rms.
@@ -141,9 +141,13 @@ class AddNorm(nn.Module):
         )
 
     def _path_scale(self, x: Tensor) -> Tensor | None:
-        """Stochastic depth's row scale: Bernoulli(keep) / keep, one number per sample."""
-        if not self.training or self.drop_path == 0:
-            return None
-        keep = 1 - self.drop_path
-        shape = (x.shape[0], *[1] * (x.dim() - 2)) if x.dim() > 1 else ()
-        return x.new_empty(shape).bernoulli_(keep).div_(keep)
+        return path_scale(x, self.drop_path) if self.training else None
+
+
+def path_scale(x: Tensor, drop_path: float) -> Tensor | None:
+    """Stochastic depth's row scale, Bernoulli(keep) / keep: one number per sample; None where nothing is dropped."""
+    if drop_path == 0:
+        return None
+    keep = 1 - drop_path
+    shape = (x.shape[0], *[1] * (x.dim() - 2)) if x.dim() > 1 else ()
+    return x.new_empty(shape).bernoulli_(keep).div_(keep)

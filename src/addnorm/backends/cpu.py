@@ -8,6 +8,8 @@ from ..call import CALL_FIELDS, GRADIENT_FIELDS, OPERANDS, Call, Gradient
 from . import native
 from .base import YES, Backend, Support
 
+NORMS = ("layer", "rms")  # that there are kernels for: csrc/cpu/norms
+
 
 class Cpu(Backend):
     """CPU tensors of any dtype and stride; see csrc/cpu for the kernels."""
@@ -19,6 +21,8 @@ class Cpu(Backend):
             return Support.no(f"x is on {call.x.device}")
         if native.EXTENSION is None:
             return Support.no(native.REASON)
+        if call.norm not in NORMS:
+            return Support.no(f"there is no kernel for norm={call.norm!r}, only for {' and '.join(map(repr, NORMS))}")
         return YES
 
     def forward(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .base import Norm
 from .layer import Layer
+from .prms import PartialRMS
 from .rms import RMS
+from .scale import Scale
 
-NORMS: dict[str, Norm] = {norm.name: norm for norm in (Layer(), RMS())}
+NORMS: dict[str, Norm] = {norm.name: norm for norm in (Layer(), RMS(), PartialRMS(), Scale())}

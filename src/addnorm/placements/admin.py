@@ -1,0 +1,66 @@
+"""Admin (Liu et al. 2020, arXiv:2004.08249)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .base import Placement, Settings, Site, State
+
+
+class Admin(Placement):
+    """x <- N(w_i * x + drop(f_i(x))), w_i a learned scale per feature of the skip. It starts at 1, which is post-norm;
+    `initialise` with a sample profiles one run and sets it to w_i = sqrt(1 + Var f_1 + ... + Var f_(i-1)), the 1 being
+    the variance of the first input: branches count for less the deeper they stand, while the model is young.
+
+    When to choose it: deep post-norm models, as DeepNorm, with scales measured on the data at hand. What it costs: one
+    scale per sublayer; the branch is dropped out in a pass of its own.
+    """
+
+    name = "admin"
+    ends_in_norm = False
+
+    def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:
+        super().__init__(sites, settings, final_norm)
+        self.norms = self.new_norms()
+        self.scales = nn.ParameterList(
+            nn.Parameter(torch.ones(settings.d_model, device=settings.device, dtype=settings.dtype)) for _ in self.sites
+        )
+        self.variances: list[float] | None = None  # of the branches, while `initialise` profiles
+
+    def start(self, x: Tensor) -> tuple[Tensor, State]:
+        return x, x
+
+    def combine(self, branch: Tensor, state: State, site: Site) -> tuple[Tensor, State]:
+        if self.variances is not None:
+            self.variances.append(branch.double().var(correction=0).item())
+        dropped = self.dropped(branch, site)
+        y = self.norm_sum(state, dropped, self.norms[site.index], branch_scale=self.scales[site.index])
+        return y, y
+
+    def finish(self, state: State) -> Tensor:
+        return state if self.final_norm is None else self.final_norm(state)
+
+    @torch.no_grad()
+    def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
+        if run is None:
+            raise ValueError("placement='admin' profiles its branches: initialise(x) needs a sample of the input")
+        for scale in self.scales:
+            nn.init.ones_(scale)
+        self.variances = []
+        try:
+            run()
+            behind = itertools.accumulate(self.variances, initial=1.0)
+        finally:
+            self.variances = None
+        found = {}
+        for index, (scale, total) in enumerate(zip(self.scales, behind, strict=False)):
+            nn.init.constant_(scale, total**0.5)
+            found[f"placement.scales.{index}"] = total**0.5
+        return found
+
+    def algebra(self) -> tuple[str, ...]:
+        return ("x <- N(w_i * x + drop(f(x))), w_i learned per feature; initialise(x) profiles it",)

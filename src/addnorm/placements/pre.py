@@ -1,0 +1,45 @@
+"""Pre-norm (Baevski & Auli 2019, arXiv:1809.10853; Xiong et al. 2020, arXiv:2002.04745)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from .base import Placement, Settings, Site, State
+from .weights import redraw
+
+
+class Pre(Placement):
+    """h <- h + drop(f(N(h))), and one norm at the end: the stream itself is never normed, so that its identity path is
+    exactly 1.
+
+    When to choose it: by default, at any depth; it trains without warm-up. The stream's variance grows with depth, at
+    init linearly, so that deep layers change it less and less. What it costs: one pass per sublayer, which adds its
+    branch and norms for the next one: two reads, two writes.
+
+    `initialise` shrinks what writes to the stream, output projections and last matrices, by 1/sqrt(number of
+    sublayers) (GPT-2, Radford et al. 2019), drawn from Glorot's normal distribution.
+    """
+
+    name = "pre"
+    ends_in_norm = True
+
+    def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:
+        super().__init__(sites, settings, final_norm)
+        self.norms = self.new_norms()
+
+    def start(self, x: Tensor) -> tuple[Tensor, State]:
+        return self.norms[0](x), x
+
+    def combine(self, branch: Tensor, state: State, site: Site) -> tuple[Tensor, State]:
+        return self.pass_on(branch, state, site, self.next_norm(self.norms, site))
+
+    def finish(self, state: State) -> Tensor:
+        return state
+
+    def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
+        return redraw(sublayers, {"qk": 1.0, "in": 1.0, "out": len(self.sites) ** -0.5}, "pre")
+
+    def algebra(self) -> tuple[str, ...]:
+        return ("h <- h + drop(f(N(h)))",)

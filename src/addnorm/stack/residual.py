@@ -1,0 +1,105 @@
+"""`Residual`: a skip and a norm around one sublayer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..call import check_probability
+from ..placements import Settings, Site, make
+from .sublayer import branch_of, check_count, check_module, check_width
+
+
+class Residual(nn.Module):
+    """Add & Norm around any module whose output is shaped like its input: linear, activation, pooling, attention...
+
+        post: y = N(x + drop(f(x)));   pre: y = x + drop(f(N(x)));   others: see `addnorm.placements`
+
+    Args:
+        sublayer: f.
+        d_model: Width of the last dimension, which the norm sees.
+        placement: One of `addnorm.placements.PLACEMENTS`; those that span several sublayers need a `Stack`.
+        norm, eps, bias, weight_offset, backend, device, dtype: Of the norm, as in `AddNorm`.
+        dropout: Probability of dropping an element of the branch while training.
+        drop_path: Probability of dropping a sample's whole branch while training, in the last layer; layer l of
+            ``depth`` has l / depth of it.
+        depth: Number of layers of the model, where the placement needs it (DeepNorm's alpha).
+        layer: Which of them this is, from 0.
+        final_norm: Whether the result is normed once more.
+        shortcut: Maps the skip where the sublayer changes the shape; it gets what the placement carries on the
+            skip. With ``"post"`` d_model is then the width behind the sum, with ``"pre"`` the one before the sublayer.
+        options: The placement's own, such as DeepNorm's ``decoder_layers``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is allowed.
+
+    >>> block = Residual(nn.Linear(8, 8), 8, placement="pre", dropout=0.1)
+    >>> block(torch.randn(2, 5, 8)).shape
+    torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self,
+        sublayer: nn.Module,
+        d_model: int,
+        placement: str = "post",
+        *,
+        norm: str = "layer",
+        eps: float = 1e-5,
+        bias: bool | None = None,
+        weight_offset: float = 0.0,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        depth: int | None = None,
+        layer: int = 0,
+        final_norm: bool = False,
+        shortcut: nn.Module | None = None,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        check_module("sublayer", sublayer)
+        check_count("d_model", d_model)
+        check_probability("dropout", dropout)
+        check_probability("drop_path", drop_path)
+        if depth is not None:
+            check_count("depth", depth)
+        if layer < 0 or (depth is not None and layer >= depth):
+            raise ValueError(f"layer must be from 0 to depth - 1 = {None if depth is None else depth - 1}, got {layer}")
+        if shortcut is not None:
+            check_module("shortcut", shortcut)
+        settings = Settings(
+            d_model=d_model, norm=norm, eps=eps, bias=bias, weight_offset=weight_offset, dropout=dropout,
+            drop_path=drop_path, backend=backend, device=device, dtype=dtype,
+        )  # fmt: skip
+        site = Site(index=0, layer=layer, layers=depth, kind="ffn", last=True)
+        self.d_model, self.sublayer, self.shortcut = d_model, sublayer, shortcut
+        self.placement = make(placement, [site], settings, final_norm, **options)
+        self.placement.fill_slots([sublayer])
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """y. Further arguments go to the sublayer. Where it returns a tuple, the first item is the branch and the
+        others follow y in a tuple: ``(y, *others)``."""
+        if self.shortcut is None:
+            check_width(x, self.d_model)
+        taken, state = self.placement.start(x)
+        if self.shortcut is not None:
+            if not isinstance(state, Tensor):
+                raise ValueError(f"placement={self.placement.name!r} carries more than one skip: it has no shortcut")
+            state = self.shortcut(state)
+        skip = state if isinstance(state, Tensor) else x
+        branch, rest = branch_of(self.sublayer, taken, args, kwargs, skip.shape, "the sublayer")
+        _, state = self.placement.combine(branch, state, self.placement.sites[0])
+        y = self.placement.finish(state)
+        return (y, *rest) if rest else y
+
+    def initialise(self) -> dict[str, float]:
+        """Initialises the sublayer as the placement's paper asks; see `Stack.initialise`."""
+        return self.placement.initialise([self.sublayer], None)
+
+    def extra_repr(self) -> str:
+        return f"{self.d_model}, placement={self.placement.name!r}"

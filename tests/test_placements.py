@@ -1,0 +1,340 @@
+"""Every placement against a naive float64 loop, its constants against its paper, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from addnorm import Residual, Slot, Stack
+from addnorm.placements import PLACEMENTS, Placement, Settings, Site, make
+from addnorm.placements import deepnorm as deepnorm_module
+from addnorm.placements import sub_ln as sub_ln_module
+from addnorm.stack.stack import sites
+
+from .support.calls import routes
+from .support.naive import LOOPS, Mixer
+from .support.tolerance import same_bits
+
+D, HIDDEN, LAYERS = 12, 20, 5
+names = pytest.mark.parametrize("name", PLACEMENTS)
+SPANNING = [name for name, member in PLACEMENTS.items() if member.spans_layer]
+
+
+def mixers(count: int = 2 * LAYERS, dtype: torch.dtype = torch.float64) -> list[Mixer]:
+    return [Mixer(D, HIDDEN).to(dtype) for _ in range(count)]
+
+
+def build(name: str, dtype: torch.dtype = torch.float64, **options: object) -> Stack:
+    """A stack with every parameter away from where it starts."""
+    torch.manual_seed(1)
+    stack = Stack(mixers(dtype=dtype), D, placement=name, dtype=dtype, **options)  # pyright: ignore[reportArgumentType]
+    for parameter in stack.parameters():
+        nn.init.normal_(parameter, 0.5, 0.3)
+    return stack
+
+
+def gradients(y: Tensor, x: Tensor, stack: Stack) -> dict[str, Tensor]:
+    """Of a weighted sum of y. A parameter that a placement leaves alone has none, in the loop too."""
+    leaves = {"x": x, **dict(stack.named_parameters())}
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    found = torch.autograd.grad((y * weights).sum(), list(leaves.values()))
+    return dict(zip(leaves, found, strict=True))
+
+
+@names
+@pytest.mark.parametrize("backend", routes())
+def test_is_the_loop_of_its_formula(name: str, backend: str | None) -> None:
+    stack = build(name, backend=backend)
+    x = torch.randn(2, 3, D, dtype=torch.float64, requires_grad=True)
+    got, want = stack(x), LOOPS[name](x, stack.sublayers, stack.placement)  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+    theirs = gradients(want, x, stack)
+    for parameter, gradient in gradients(got, x, stack).items():
+        bound = 1e-10 * theirs[parameter].abs().max().item() + 1e-13
+        error = (gradient - theirs[parameter]).abs().max().item()
+        assert error <= bound, f"the gradient of {parameter} is {error:.3g} off, {bound:.3g} is allowed"
+
+
+@names
+def test_another_formula_is_seen(name: str) -> None:
+    """The check above can tell the placements apart: no other loop of the same parameters gives this result."""
+    stack = build(name)
+    x = torch.randn(2, 3, D, dtype=torch.float64)
+    got = stack(x)
+    for other, loop in LOOPS.items():
+        try:
+            wrong = loop(x, stack.sublayers, stack.placement)  # pyright: ignore[reportArgumentType]
+        except (AttributeError, TypeError, ValueError, KeyError, IndexError):
+            continue  # needs parameters that this placement lacks
+        assert other == name or not torch.allclose(got, wrong, rtol=1e-3), other
+
+
+@names
+def test_float32_is_as_exact_as_the_loop(name: str) -> None:
+    stack, exact = build(name, torch.float32), build(name)
+    exact.load_state_dict(stack.state_dict())
+    x = torch.randn(2, 3, D)
+    want = exact(x.double())
+    loop = LOOPS[name](x, stack.sublayers, stack.placement)  # pyright: ignore[reportArgumentType]
+    error, theirs = ((y.double() - want).abs().max() for y in (stack(x), loop))
+    assert error <= 2 * theirs + 8 * torch.finfo(torch.float32).eps * want.abs().max()
+
+
+@names
+def test_dropout_and_paths_drop_as_stated(name: str) -> None:
+    """In training the mean over many draws is the sum without dropout; in eval nothing is dropped, bit for bit."""
+    stack, plain = build(name, dropout=0.3, drop_path=0.3), build(name)
+    x = torch.randn(3, 2, D, dtype=torch.float64)
+    assert not torch.equal(stack(x), stack(x))
+    torch.manual_seed(5)
+    first = stack(x)
+    torch.manual_seed(5)
+    same_bits("with the same seed", stack(x), first)
+    same_bits("in eval", stack.eval()(x), plain(x))
+
+
+def test_stochastic_depth_is_linear() -> None:
+    """keep = 1 - (l / N) p, per sample, counted over the samples that pass a stack of ReLUs unchanged."""
+    stack = Stack([nn.Identity() for _ in range(4)], 1, placement="rezero", sublayers_per_layer=1, drop_path=0.4)
+    for scale in stack.placement.scales:  # pyright: ignore[reportGeneralTypeIssues]
+        nn.init.ones_(scale)
+    kept = stack(torch.ones(20_000, 1)).detach()
+    keeps = [1 - 0.4 * layer / 4 for layer in range(1, 5)]
+    no_drop = math.prod(1 + 1 / keep for keep in keeps)
+    share = (kept - no_drop).abs().lt(1e-3).double().mean().item()
+    want = math.prod(keeps)
+    assert abs(share - want) < 5 * (want * (1 - want) / 20_000) ** 0.5
+
+
+@names
+def test_final_norm_can_be_chosen(name: str) -> None:
+    x = torch.randn(2, 3, D, dtype=torch.float64)
+    if name == "residual_dual":
+        with pytest.raises(ValueError, match="final_norm must be True"):
+            build(name, final_norm=False)
+        return
+    without, with_norm = build(name, final_norm=False), build(name, final_norm=True)
+    with_norm.load_state_dict(without.state_dict(), strict=False)
+    assert isinstance(with_norm.placement.final_norm, nn.Module)
+    torch.testing.assert_close(with_norm(x), with_norm.placement.final_norm(without(x)))
+
+
+@names
+def test_building_leaves_the_sublayers_alone(name: str) -> None:
+    """...their weights, and the state of the generator."""
+    sublayers = mixers()
+    before = [{k: v.clone() for k, v in s.state_dict().items()} for s in sublayers]
+    state = torch.get_rng_state()
+    Stack(sublayers, D, placement=name, dtype=torch.float64)
+    assert torch.equal(torch.get_rng_state(), state)
+    for sublayer, was in zip(sublayers, before, strict=True):
+        now = sublayer.state_dict()
+        assert all(torch.equal(now[k], v) for k, v in was.items())
+
+
+@pytest.mark.parametrize("name", [n for n in PLACEMENTS if n not in SPANNING])
+def test_residual_is_a_stack_of_one(name: str) -> None:
+    torch.manual_seed(0)
+    sublayer = Mixer(D, HIDDEN)
+    ends = PLACEMENTS[name].ends_in_norm
+    block = Residual(sublayer, D, placement=name, depth=1, final_norm=ends)
+    fresh = Mixer(D, HIDDEN)
+    fresh.load_state_dict(sublayer.state_dict(), strict=False)
+    whole = Stack([fresh], D, placement=name, sublayers_per_layer=1)
+    x = torch.randn(2, 3, D)
+    same_bits("y", block(x), whole(x))
+
+
+# -- constants and initialisation, from the papers ---------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [1, 6, 12, 100, 1000])
+def test_deepnorm_meets_the_paper_s_bound(layers: int) -> None:
+    """One stack: its 2N sublayers change the output by at most 2N (v^2 + w^2) / alpha^2 times a constant, v = w = beta,
+    and alpha and beta are chosen such that this is 1. Post-norm, with alpha = beta = 1, has 4N."""
+    alpha, beta = deepnorm_module.constants(layers)
+    assert math.isclose(2 * layers * 2 * beta**2 / alpha**2, 1, rel_tol=1e-12)
+    assert math.isclose(alpha * beta, 2**-0.5, rel_tol=1e-12)  # (2N / 8N)^(1/4)
+
+
+@pytest.mark.parametrize(("n", "m"), [(6, 6), (18, 6), (100, 100), (3, 60)])
+def test_deepnorm_of_an_encoder_and_decoder(n: int, m: int) -> None:
+    """The paper's section 4.3: the decoder bounds its own 3M sublayers by (12M)^(-1/4) and (3M)^(1/4); the encoder's
+    constants solve (N^4 M)^(1/8) = alpha^2 / (0.81^2) and its inverse with 0.87."""
+    alpha, beta = deepnorm_module.constants(m, encoder_layers=n)
+    assert math.isclose(3 * m * (2 * beta**2) / alpha**2, 1, rel_tol=1e-12)
+    alpha, beta = deepnorm_module.constants(n, decoder_layers=m)
+    assert math.isclose(alpha**16, 0.81**16 * n**4 * m, rel_tol=1e-12)
+    assert math.isclose(beta**-16, 0.87**-16 * n**4 * m, rel_tol=1e-12)
+    assert beta < 0.87  # 1.15 / (N^4 M)^(1/16), as one public implementation has it, is not the bound
+
+
+def test_sub_ln_gains() -> None:
+    assert math.isclose(sub_ln_module.gain(12), math.log(24) ** 0.5)
+    assert math.isclose(sub_ln_module.gain(6, encoder_layers=12), math.log(18) ** 0.5)
+    assert math.isclose(sub_ln_module.gain(12, decoder_layers=6), (math.log(18) * math.log(24) / 3) ** 0.5)
+
+
+class Attention(nn.Module):
+    def __init__(self, d: int, packed: bool) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(d, d) for _ in range(3))
+        self.in_proj = nn.Linear(d, 3 * d) if packed else None
+        self.out_proj, self.inner_norm = nn.Linear(d, d), Slot(d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_proj(self.inner_norm(self.v_proj(x).mean(-2, keepdim=True).expand(x.shape)))
+
+
+class FFN(nn.Module):
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.inner_norm = nn.Linear(d, 4 * d), nn.Linear(4 * d, d), Slot(4 * d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.inner_norm(self.fc1(x).relu()))
+
+
+def spread(weight: Tensor) -> float:
+    """The weight's standard deviation over Glorot's, which is the gain."""
+    rows, columns = weight.shape
+    return weight.std().item() / (2 / (rows + columns)) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "inner", "out"),
+    [("deepnorm", 48**-0.25, 48**-0.25), ("sub_ln", math.log(12) ** 0.5, math.log(12) ** 0.5), ("pre", 1, 12**-0.5)],
+)
+def test_initialise_draws_with_the_paper_s_gains(name: str, inner: float, out: float) -> None:
+    d = 96
+    stack = Stack([Attention(d, True) if i % 2 == 0 else FFN(d) for i in range(12)], d, placement=name)
+    said = stack.initialise()
+    attention, ffn = stack.sublayers[0], stack.sublayers[1]
+    assert isinstance(attention, Attention)
+    assert isinstance(ffn, FFN)
+    assert isinstance(attention.in_proj, nn.Linear)
+    q, k, v = (part for part in attention.in_proj.weight.chunk(3))
+    wanted = [(q, 1.0), (k, 1.0), (v, inner), (attention.q_proj.weight, 1.0), (attention.k_proj.weight, 1.0),
+              (attention.v_proj.weight, inner), (attention.out_proj.weight, out), (ffn.fc1.weight, inner),
+              (ffn.fc2.weight, out)]  # fmt: skip
+    for weight, gain in wanted:
+        assert abs(spread(weight) / gain - 1) < 5 / (2 * weight.numel()) ** 0.5
+    assert said["0.out_proj.weight"] == pytest.approx(out)
+    assert said["1.fc1.weight"] == pytest.approx(inner)
+    assert stack.initialise() == said  # a second time scales nothing twice
+
+
+def test_initialise_of_sequential_and_linear() -> None:
+    made = [nn.Linear(64, 64), nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64))]
+    said = Stack(made, 64).initialise()
+    assert said == pytest.approx({"0.weight": 2**-0.5, "1.0.weight": 1.0, "1.2.weight": 2**-0.5})
+
+
+def test_admin_profiles_its_branches() -> None:
+    stack = Stack(mixers(), D, placement="admin", dtype=torch.float64)
+    x = torch.randn(4, 3, D, dtype=torch.float64)
+    with pytest.raises(ValueError, match="needs a sample"):
+        stack.initialise()
+    found, total, h = stack.initialise(x), 1.0, x
+    for index, f in enumerate(stack.sublayers):
+        omega = stack.placement.scales[index]  # pyright: ignore[reportIndexIssue]
+        torch.testing.assert_close(omega, torch.full((D,), total**0.5, dtype=torch.float64))
+        assert found[f"placement.scales.{index}"] == pytest.approx(total**0.5)
+        branch = f(h)
+        total += branch.var(correction=0).item()
+        h = nn.functional.layer_norm(h + branch, (D,))
+    assert stack.initialise(x) == pytest.approx(found)  # starts from 1 again
+
+
+@pytest.mark.parametrize(("layers", "initial"), [(18, 0.1), (24, 1e-5), (25, 1e-6)])
+def test_layerscale_starts_by_depth(layers: int, initial: float) -> None:
+    stack = Stack([nn.Identity()] * (2 * layers), 4, placement="layerscale")
+    assert all(torch.equal(scale, torch.full((4,), initial)) for scale in stack.placement.scales)  # pyright: ignore[reportGeneralTypeIssues]
+
+
+@names
+def test_a_placement_with_no_rule_says_so(name: str) -> None:
+    stack = Stack(mixers(dtype=torch.float32), D, placement=name)
+    before = {k: v.clone() for k, v in stack.state_dict().items()}
+    said = stack.initialise(torch.randn(2, 3, D))
+    changed = {k for k, v in stack.state_dict().items() if not torch.equal(v, before[k])}
+    assert bool(said) == bool(changed) == (name in ("pre", "deepnorm", "sub_ln", "admin"))
+
+
+# -- bad input --------------------------------------------------------------------------------------
+
+
+def test_unknown_names_list_what_there_is() -> None:
+    with pytest.raises(ValueError, match="placement='middle' is unknown") as error:
+        Residual(nn.Linear(4, 4), 4, placement="middle")
+    assert all(repr(name) in str(error.value) for name in PLACEMENTS)
+    with pytest.raises(ValueError, match=r"norm='batch' is unknown; there are: 'layer', 'rms'"):
+        Stack([nn.Linear(4, 4)] * 2, 4, norm="batch")
+
+
+@pytest.mark.parametrize("name", ["deepnorm", "mix_ln", "layerscale", "sub_ln"])
+def test_missing_depth_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match="pass depth="):
+        Residual(Mixer(D, HIDDEN), D, placement=name)
+
+
+@pytest.mark.parametrize("name", SPANNING)
+def test_what_spans_a_layer_needs_one(name: str) -> None:
+    with pytest.raises(ValueError, match="spans the sublayers of a layer"):
+        Residual(Mixer(D, HIDDEN), D, placement=name)
+    with pytest.raises(ValueError, match="spans the sublayers of a layer"):
+        Stack(mixers(), D, placement=name, sublayers_per_layer=1)
+
+
+@pytest.mark.parametrize("name", ["sub_ln", "normformer", "hybrid_norm"])
+def test_missing_slots_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=r"sublayer \d \(Linear\) must offer \w+_norm = addnorm.Slot\(width\)"):
+        Stack([nn.Linear(D, D) for _ in range(4)], D, placement=name)
+    shared = mixers()
+    Stack(shared, D, placement=name)
+    with pytest.raises(ValueError, match="holds a norm already"):
+        Stack(shared, D, placement=name)
+
+
+@pytest.mark.parametrize("name", ["pre", "deepnorm", "sub_ln"])
+def test_initialise_where_nothing_fits(name: str) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.strange, self.inner_norm = nn.Linear(D, D), Slot(D)
+
+    class Bare(nn.Module):
+        inner_norm = Slot(D)
+
+    with pytest.raises(ValueError, match=r"sublayer 0 \(Odd\) has none with a known name: it has strange.weight"):
+        Stack([Odd(), Odd()], D, placement=name).initialise()
+    if name != "sub_ln":  # whose slots have parameters
+        with pytest.raises(ValueError, match="the sublayers have no parameters"):
+            Stack([nn.ReLU(), nn.Tanh()], D, placement=name).initialise()
+
+
+def test_options_are_those_of_the_placement() -> None:
+    with pytest.raises(TypeError, match="placement='deepnorm' has no option 'alpha'; it has: decoder_layers, enc"):
+        Stack(mixers(), D, placement="deepnorm", alpha=2)
+    with pytest.raises(TypeError, match="placement='post' has no option 'alpha'; it has: none"):
+        Residual(nn.Linear(4, 4), 4, alpha=2)
+    with pytest.raises(ValueError, match="at most one of them"):
+        Stack(mixers(), D, placement="deepnorm", encoder_layers=2, decoder_layers=2)
+    with pytest.raises(ValueError, match="decoder_layers must be at least 1, got 0"):
+        Stack(mixers(), D, placement="sub_ln", decoder_layers=0)
+    with pytest.raises(ValueError, match=r"post_fraction must be in \[0, 1\], got 1.5"):
+        Stack(mixers(), D, placement="mix_ln", post_fraction=1.5)
+
+
+def test_table_holds_each_by_its_name() -> None:
+    assert set(PLACEMENTS) == set(LOOPS)
+    made = make("post", sites(2, 1), Settings(d_model=4))
+    assert isinstance(made, Placement)
+    assert made.sites[1] == Site(index=1, layer=1, layers=2, kind="ffn", last=True)
+    for member in PLACEMENTS.values():
+        assert member.__doc__
+        assert "When to choose it" in member.__doc__
+        assert "costs" in member.__doc__

@@ -1,0 +1,238 @@
+"""`Residual` and `Stack`: what passes through, what comes back, what is refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from addnorm import Residual, Stack
+
+from .support.tolerance import same_bits
+
+D = 8
+
+
+def linears(count: int = 4) -> list[nn.Module]:
+    return [nn.Linear(D, D) for _ in range(count)]
+
+
+class Scaled(nn.Module):
+    """x * factor + shift, and everything that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[dict[str, Any]] = []
+
+    def forward(self, x: Tensor, factor: float = 1.0, **others: Any) -> tuple[Tensor, str, int]:
+        self.seen.append({"factor": factor, **others})
+        return x * factor, "weights", 7
+
+
+class Pooling(nn.Module):
+    """A token mixer with no parameters (PoolFormer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool1d(3, stride=1, padding=1, count_include_pad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x.transpose(1, 2)).transpose(1, 2) - x
+
+
+ANY = {
+    "linear": lambda: nn.Linear(D, D),
+    "activation": nn.GELU,
+    "normalisation": lambda: nn.LayerNorm(D),
+    "dropout": lambda: nn.Dropout(0.5),
+    "pooling": Pooling,
+    "encoder layer": lambda: nn.TransformerEncoderLayer(D, 2, 16, batch_first=True),
+}
+
+
+@pytest.mark.parametrize("kind", ANY)
+@pytest.mark.parametrize("placement", ["post", "pre"])
+def test_residual_wraps_any_module(kind: str, placement: str) -> None:
+    sublayer = ANY[kind]().eval()
+    block = Residual(sublayer, D, placement=placement).eval()
+    x = torch.randn(2, 5, D)
+    norm = nn.LayerNorm(D)
+    want = norm(x + sublayer(x)) if placement == "post" else x + sublayer(norm(x))
+    torch.testing.assert_close(block(x), want)
+
+
+def test_arguments_pass_and_the_rest_of_a_tuple_follows_y() -> None:
+    block = Residual(Scaled(), D)
+    x = torch.randn(2, D)
+    y, *rest = block(x, 3.0, mask="m")
+    torch.testing.assert_close(y, nn.functional.layer_norm(4 * x, (D,)))
+    assert rest == ["weights", 7]
+    assert block.sublayer.seen == [{"factor": 3.0, "mask": "m"}]
+
+
+def test_residual_of_torch_s_attention() -> None:
+    block = Residual(nn.MultiheadAttention(D, 2, batch_first=True), D).eval()
+    x = torch.randn(2, 5, D)
+    y, weights = block(x, x, x)
+    assert y.shape == x.shape
+    assert weights.shape == (2, 5, 5)
+
+
+def test_each_sublayer_gets_its_own_arguments() -> None:
+    a, b = Scaled(), Scaled()
+    stack = Stack([a, b, a, b], D)
+    x = torch.randn(2, D)
+    assert isinstance(stack(x), Tensor)
+    stack(x, [{"factor": 2.0}, {}], cache="c")
+    stack(x, [{"i": 0}, {"i": 1}, {"i": 2}, {"cache": "own", "i": 3}], cache="c")
+    assert a.seen[2:4] == [{"factor": 2.0, "cache": "c"}] * 2
+    assert b.seen[2:4] == [{"factor": 1.0, "cache": "c"}] * 2
+    assert [s["i"] for s in a.seen[4:]] == [0, 2]
+    assert b.seen[5]["cache"] == "own"
+    with pytest.raises(ValueError, match="sublayer_kwargs has 3 mappings: there must be one for each of the 4"):
+        stack(x, [{}] * 3)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post", "residual_dual", "layerscale"])
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_checkpointing_changes_no_bit(placement: str, every: int) -> None:
+    """...with dropout and stochastic depth, whose draws are made again in the backward."""
+    plain = Stack(linears(8), D, placement=placement, dropout=0.2, drop_path=0.3)
+    kept = Stack(copy.deepcopy(list(plain.sublayers)), D, placement=placement, dropout=0.2, drop_path=0.3,
+                 checkpoint_every=every)  # fmt: skip
+    kept.load_state_dict(plain.state_dict())
+    x = torch.randn(6, 3, D)
+    found = []
+    for stack in (plain, kept):
+        torch.manual_seed(2)
+        y = stack(x)
+        found.append((y, *torch.autograd.grad(y.square().sum(), list(stack.parameters()))))
+    for index, (a, b) in enumerate(zip(*found, strict=True)):
+        same_bits(f"result {index}", b, a)
+
+
+def test_checkpointing_keeps_less() -> None:
+    def saved(every: int | None) -> int:
+        stack = Stack(linears(16), D, checkpoint_every=every)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            stack(torch.randn(64, D, requires_grad=True))
+        return sum(sizes)
+
+    assert saved(2) < saved(None) / 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own, while it traces
+@pytest.mark.parametrize("placement", ["pre", "post", "layerscale", "parallel"])
+def test_compiles_whole_and_once(placement: str) -> None:
+    torch._dynamo.reset()
+    stack = Stack(linears(), D, placement=placement)
+    compiled = torch.compile(stack, fullgraph=True, backend="aot_eager")
+    for turn in range(2):
+        x = torch.randn(2, 5, D, requires_grad=True)
+        with torch._dynamo.config.patch(error_on_recompile=turn > 0):
+            y = compiled(x)
+        torch.testing.assert_close(y, stack(x))
+        y.sum().backward()
+
+
+def test_state_dicts_copy_and_load() -> None:
+    stack = Stack(linears(), D, placement="peri")
+    other = copy.deepcopy(stack)
+    x = torch.randn(2, D)
+    same_bits("y", other(x), stack(x))
+    names = set(stack.state_dict())
+    assert {"sublayers.0.weight", "placement.norms.0.weight", "placement.final_norm.bias"} <= names
+    half = Stack([s.bfloat16() for s in linears()], D, norm="rms", weight_offset=1.0, dtype=torch.bfloat16)
+    assert half(x.bfloat16()).dtype == torch.bfloat16
+    assert not half.placement.norms[0].weight.any()  # pyright: ignore[reportIndexIssue]
+
+
+def test_a_shortcut_maps_the_skip() -> None:
+    sublayer, shortcut = nn.Linear(D, 12), nn.Linear(D, 12, bias=False)
+    x = torch.randn(2, 5, D)
+    post = Residual(sublayer, 12, shortcut=shortcut)
+    torch.testing.assert_close(post(x), nn.functional.layer_norm(shortcut(x) + sublayer(x), (12,)))
+    pre = Residual(sublayer, D, placement="pre", shortcut=shortcut)
+    torch.testing.assert_close(pre(x), shortcut(x) + sublayer(nn.functional.layer_norm(x, (D,))))
+    with pytest.raises(ValueError, match="carries more than one skip: it has no shortcut"):
+        Residual(sublayer, D, placement="residual_dual", final_norm=True, shortcut=shortcut)(x)
+    with pytest.raises(TypeError, match=r"shortcut must be a torch.nn.Module, got str"):
+        Residual(sublayer, D, shortcut="conv")  # pyright: ignore[reportArgumentType]
+
+
+def test_describe_says_what_runs() -> None:
+    stack = Stack(linears(), D, placement="layernorm_scaling", norm="rms", dropout=0.1)
+    assert stack.describe() == (
+        "layernorm_scaling: 4 sublayers in 2 layers, width 8, rms norm, dropout 0.1\n"
+        "  h <- h + drop(f(N(h) / sqrt(l))), l the layer, from 1\n"
+        "  end: N(h)"
+    )
+    assert "Stack(\n  8, placement='layernorm_scaling'" in repr(stack)
+
+
+# -- bad input --------------------------------------------------------------------------------------
+
+
+class Returns(nn.Module):
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor) -> Any:
+        return self.value
+
+
+@pytest.mark.parametrize("value", [None, (), (None, 1), [torch.ones(2, D)], {"x": torch.ones(2, D)}])
+def test_what_is_no_tensor_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"the sublayer \(Returns\) must return a tensor, or a tuple whose first"):
+        Residual(Returns(value), D)(torch.ones(2, D))
+    with pytest.raises(TypeError, match=r"sublayer 1 \(Returns\) must return a tensor"):
+        Stack([nn.Identity(), Returns(value)], D)(torch.ones(2, D))
+
+
+@pytest.mark.parametrize("shape", [(2, 9), (1, D), (D,), (2, 1, D)])
+def test_another_shape_is_refused_and_both_are_named(shape: tuple[int, ...]) -> None:
+    """Also what broadcasting would let pass."""
+    with pytest.raises(ValueError, match="where the skip has") as error:
+        Residual(Returns(torch.ones(shape)), D)(torch.ones(2, D))
+    assert str(shape) in str(error.value)
+    assert str((2, D)) in str(error.value)
+    with pytest.raises(ValueError, match="sublayer 0"):
+        Stack([Returns(torch.ones(shape))] * 2, D)(torch.ones(2, D))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sublayers": []}, "0 sublayers do not make whole layers of sublayers_per_layer=2"),
+        ({"sublayers": linears(3)}, "3 sublayers do not make whole layers"),
+        ({"sublayers": [nn.ReLU(), torch.relu]}, r"sublayers\[1\] must be a torch.nn.Module, got builtin"),
+        ({"d_model": 0}, "d_model must be at least 1, got 0"),
+        ({"d_model": 8.0}, "d_model must be an int, got float"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"drop_path": -0.1}, r"drop_path must be in \[0, 1\)"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be at least 1, got 0"),
+        ({"sublayers_per_layer": 0}, "sublayers_per_layer must be at least 1"),
+        ({"eps": -1.0}, "eps must be a finite number >= 0"),
+    ],
+)
+def test_what_does_not_fit_is_named(given: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        Stack(**{"sublayers": linears(), "d_model": D, **given})
+
+
+def test_widths_that_do_not_fit() -> None:
+    for module in (Residual(nn.Linear(D, D), D), Stack(linears(), D)):
+        with pytest.raises(ValueError, match=r"x has shape \(2, 9\): its last dimension must be d_model = 8"):
+            module(torch.ones(2, 9))
+        with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got list"):
+            module([1.0])
+    for layer in (-1, 3):
+        with pytest.raises(ValueError, match="layer must be from 0 to depth - 1 = 2"):
+            Residual(nn.Linear(D, D), D, depth=3, layer=layer)
+    with pytest.raises(TypeError, match=r"sublayer must be a torch.nn.Module"):
+        Residual(torch.relu, D)  # pyright: ignore[reportArgumentType]
