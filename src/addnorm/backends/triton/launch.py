@@ -36,8 +36,8 @@ class Backward:
 
 HALF_FORWARD = (
     Forward(64, 32, 64, 4), Forward(128, 16, 128, 4), Forward(256, 8, 256, 4), Forward(1024, 4, 256, 4),
-    Forward(2048, 1, 512, 2), Forward(8192, 1, 1024, 4), Forward(16384, 1, 2048, 8), Forward(32768, 1, 4096, 16),
-    Forward(ANY, 1, 8192, 16, keep=False),
+    Forward(2048, 1, 512, 2), Forward(8192, 1, 1024, 4), Forward(16384, 1, 2048, 8),
+    Forward(ANY, 1, 4096, 8, keep=False),
 )  # fmt: skip
 DOUBLE_FORWARD = (
     Forward(64, 16, 64, 4), Forward(128, 8, 128, 4), Forward(256, 4, 256, 4), Forward(1024, 2, 256, 4),
@@ -47,14 +47,19 @@ FORWARD: dict[int, tuple[Forward, ...]] = {2: HALF_FORWARD, 4: HALF_FORWARD, 8: 
 
 HALF_BACKWARD = (
     Backward(64, 16, 64, 4, 1, 4), Backward(128, 8, 128, 4, 1, 4), Backward(256, 4, 256, 4, 1, 4),
-    Backward(1024, 4, 256, 4, 4, 2), Backward(2048, 1, 512, 2, 4, 6), Backward(4096, 1, 1024, 4, 4, 3),
-    Backward(8192, 1, 2048, 8, 4, 1), Backward(12288, 1, 4096, 16, 3, 1), Backward(ANY, 1, 2048, 8, 4, 1),
+    Backward(768, 4, 256, 4, 3, 2), Backward(1024, 2, 512, 4, 2, 4), Backward(2048, 1, 512, 2, 4, 6), Backward(4096, 1, 1024, 4, 4, 3),
+    Backward(8192, 1, 2048, 8, 4, 1), Backward(ANY, 1, 2048, 8, 4, 1),
 )  # fmt: skip
 DOUBLE_BACKWARD = (
     Backward(64, 8, 64, 4, 1, 4), Backward(128, 4, 128, 4, 1, 4), Backward(256, 2, 256, 4, 1, 4),
     Backward(1024, 1, 256, 4, 4, 2), Backward(4096, 1, 1024, 8, 4, 1), Backward(ANY, 1, 1024, 8, 4, 1),
 )  # fmt: skip
-BACKWARD: dict[int, tuple[Backward, ...]] = {2: HALF_BACKWARD, 4: HALF_BACKWARD, 8: DOUBLE_BACKWARD}
+SINGLE_BACKWARD = (
+    Backward(64, 16, 64, 4, 1, 4), Backward(128, 4, 128, 4, 1, 4), Backward(256, 4, 256, 4, 1, 4),
+    Backward(768, 4, 256, 4, 3, 2), Backward(1024, 2, 512, 4, 2, 4), Backward(2048, 1, 512, 2, 4, 6),
+    Backward(4096, 1, 1024, 4, 4, 3), Backward(8192, 1, 2048, 8, 4, 1), Backward(ANY, 1, 2048, 8, 4, 1),
+)  # fmt: skip
+BACKWARD: dict[int, tuple[Backward, ...]] = {2: HALF_BACKWARD, 4: SINGLE_BACKWARD, 8: DOUBLE_BACKWARD}
 
 
 def forward_for(width: int, itemsize: int) -> Forward:
