@@ -61,9 +61,7 @@ class Triton(Backend):
         out: Tensor | None = None,
         stream_out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return kernels().forward(
-            call, keep_stream=keep_stream, keep_stats=keep_stats, out=out, stream_out=stream_out
-        )
+        return kernels().forward(call, keep_stream=keep_stream, keep_stats=keep_stats, out=out, stream_out=stream_out)
 
     def backward(self, call: Gradient) -> dict[str, Tensor | None]:
         return kernels().backward(call)

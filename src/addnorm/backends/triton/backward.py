@@ -18,7 +18,7 @@ from .philox import keep
 
 
 @triton.jit
-def statistics(stats, row, rows, STATS: tl.constexpr):  # noqa: N803
+def statistics(stats, row, rows, STATS: tl.constexpr):
     values = ()
     for i in tl.static_range(STATS):
         values = values + (tl.load(stats + row * STATS + i, mask=row < rows, other=0.0),)
@@ -26,7 +26,7 @@ def statistics(stats, row, rows, STATS: tl.constexpr):  # noqa: N803
 
 
 @triton.jit
-def gain(dy, weight, cols, weight_offset, D: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr):  # noqa: N803
+def gain(dy, weight, cols, weight_offset, D: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr):
     g = dy.to(C)
     if weight is not None:
         g *= load(weight, 0, cols, None, D, WHOLE, C) + weight_offset
@@ -68,8 +68,8 @@ def backward_kernel(
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, BRANCH_BIAS: tl.constexpr, BRANCH_SCALE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    WHOLE: tl.constexpr = D % (BLOCK * TILES) == 0  # noqa: N806
-    SUMS: tl.constexpr = WEIGHT + BIAS + BRANCH_BIAS + BRANCH_SCALE  # noqa: N806
+    WHOLE: tl.constexpr = D % (BLOCK * TILES) == 0
+    SUMS: tl.constexpr = WEIGHT + BIAS + BRANCH_BIAS + BRANCH_SCALE
     base = tl.program_id(1) * (BLOCK * TILES)
     cell = tl.zeros([ROWS, 1], tl.float64)
     residual_scale, keep_scale = (cell + residual_scale).to(C), (cell + keep_scale).to(C)

@@ -15,20 +15,19 @@ from .philox import keep
 
 
 @triton.jit
-def load(pointer, offset, cols, inside, D: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr):  # noqa: N803
+def load(pointer, offset, cols, inside, D: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr):
     """A tile in the arithmetic's type; no mask on the columns where the width is a whole number of tiles."""
     if WHOLE and inside is None:
         return tl.load(pointer + offset + cols).to(C)
-    elif WHOLE:
+    if WHOLE:
         return tl.load(pointer + offset + cols, mask=inside, other=0.0).to(C)
-    elif inside is None:
+    if inside is None:
         return tl.load(pointer + offset + cols, mask=cols < D, other=0.0).to(C)
-    else:
-        return tl.load(pointer + offset + cols, mask=inside & (cols < D), other=0.0).to(C)
+    return tl.load(pointer + offset + cols, mask=inside & (cols < D), other=0.0).to(C)
 
 
 @triton.jit
-def store(pointer, offset, cols, inside, value, D: tl.constexpr, WHOLE: tl.constexpr):  # noqa: N803
+def store(pointer, offset, cols, inside, value, D: tl.constexpr, WHOLE: tl.constexpr):
     value = value.to(pointer.dtype.element_ty)
     if WHOLE and inside is None:
         tl.store(pointer + offset + cols, value)
@@ -66,7 +65,7 @@ def tile(
 
 
 @triton.jit
-def deviations(z, shift, first, sum_1, sum_2, D: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+def deviations(z, shift, first, sum_1, sum_2, D: tl.constexpr, BLOCK: tl.constexpr):
     d = z - shift
     if D % BLOCK != 0:
         d = tl.where(first + tl.arange(0, BLOCK)[None, :] < D, d, 0.0)
@@ -98,7 +97,7 @@ def forward_kernel(
     D: tl.constexpr, SCALAR: tl.constexpr, ALIGN: tl.constexpr, C: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    TILES: tl.constexpr = (D + BLOCK - 1) // BLOCK  # noqa: N806
+    TILES: tl.constexpr = (D + BLOCK - 1) // BLOCK
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     inside = row < rows if ROWS > 1 else None
     # In units that say to the compiler how far the rows are aligned.
@@ -152,7 +151,7 @@ def forward_kernel(
                     shift += e
             if again:
                 sum_1, sum_2 = tl.zeros([ROWS, BLOCK], C), tl.zeros([ROWS, BLOCK], C)
-                for t in range(0, TILES):
+                for t in range(TILES):
                     value = tile(
                         x, residual, branch_bias, branch_scale, per_row, seed, row, inside, x_stride, residual_stride,
                         t * BLOCK, threshold, residual_scale, keep_scale, D, SCALAR, C, ROWS, BLOCK,
@@ -170,7 +169,7 @@ def forward_kernel(
                 D, C, BLOCK, NORMALISE,
             )  # fmt: skip
     else:
-        for t in range(0, TILES):
+        for t in range(TILES):
             value = tile(
                 x, residual, branch_bias, branch_scale, per_row, seed, row, inside, x_stride, residual_stride,
                 t * BLOCK, threshold, residual_scale, keep_scale, D, SCALAR, C, ROWS, BLOCK,

@@ -7,7 +7,7 @@ import triton.language as tl
 
 
 @triton.jit
-def keep(seed, row, first, threshold, keep_scale, C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+def keep(seed, row, first, threshold, keep_scale, C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Dropout's multiplier of the columns `first` to `first` + BLOCK, ``[ROWS, BLOCK]``: 0 or `keep_scale`.
 
     One Philox call serves eight neighbours: its four words, joined in column order, low half first.

@@ -47,9 +47,7 @@ def forward(
     launch, align = forward_for(d, itemsize(matrices, compute)), unit(matrices, d)
     rows = call.x.numel() // d
     row_scale = vector(None if call.row_scale is None else call.row_scale.reshape(rows))
-    weight, bias, branch_bias, branch_scale = map(
-        vector, (call.weight, call.bias, call.branch_bias, call.branch_scale)
-    )
+    weight, bias, branch_bias, branch_scale = map(vector, (call.weight, call.bias, call.branch_bias, call.branch_scale))
     with on(call.x):
         forward_kernel[(triton.cdiv(rows, launch.rows),)](
             x, residual, y_rows, z_rows, stats, weight, bias, branch_bias, branch_scale, row_scale, call.seed,
