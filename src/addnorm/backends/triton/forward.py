@@ -18,12 +18,14 @@ from .philox import keep
 def load(pointer, offset, cols, inside, D: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr):
     """A tile in the arithmetic's type; no mask on the columns where the width is a whole number of tiles."""
     if WHOLE and inside is None:
-        return tl.load(pointer + offset + cols).to(C)
-    if WHOLE:
-        return tl.load(pointer + offset + cols, mask=inside, other=0.0).to(C)
-    if inside is None:
-        return tl.load(pointer + offset + cols, mask=cols < D, other=0.0).to(C)
-    return tl.load(pointer + offset + cols, mask=inside & (cols < D), other=0.0).to(C)
+        value = tl.load(pointer + offset + cols)
+    elif WHOLE:
+        value = tl.load(pointer + offset + cols, mask=inside, other=0.0)
+    elif inside is None:
+        value = tl.load(pointer + offset + cols, mask=cols < D, other=0.0)
+    else:
+        value = tl.load(pointer + offset + cols, mask=inside & (cols < D), other=0.0)
+    return value.to(C)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""How a width is cut up: a literal table, for no tuning happens at run time (`benchmarks/tune_triton.py` prints another).
+"""How a width is cut up: a literal table, for no tuning happens at run time.
 
 By the bytes of the widest activation, and by width: a row holds up to its `width`. A row of a table depends on
 nothing else, so that a token's bits do not depend on how many others there are.
@@ -47,7 +47,8 @@ FORWARD: dict[int, tuple[Forward, ...]] = {2: HALF_FORWARD, 4: HALF_FORWARD, 8: 
 
 HALF_BACKWARD = (
     Backward(64, 16, 64, 4, 1, 4), Backward(128, 8, 128, 4, 1, 4), Backward(256, 4, 256, 4, 1, 4),
-    Backward(768, 4, 256, 4, 3, 2), Backward(1024, 2, 512, 4, 2, 4), Backward(2048, 1, 512, 2, 4, 6), Backward(4096, 1, 1024, 4, 4, 3),
+    Backward(768, 4, 256, 4, 3, 2), Backward(1024, 1, 1024, 4, 1, 4), Backward(2048, 1, 512, 2, 4, 6),
+    Backward(4096, 1, 1024, 4, 4, 3),
     Backward(8192, 1, 2048, 8, 4, 1), Backward(ANY, 1, 2048, 8, 4, 1),
 )  # fmt: skip
 DOUBLE_BACKWARD = (
@@ -56,7 +57,7 @@ DOUBLE_BACKWARD = (
 )  # fmt: skip
 SINGLE_BACKWARD = (
     Backward(64, 16, 64, 4, 1, 4), Backward(128, 4, 128, 4, 1, 4), Backward(256, 4, 256, 4, 1, 4),
-    Backward(768, 4, 256, 4, 3, 2), Backward(1024, 2, 512, 4, 2, 4), Backward(2048, 1, 512, 2, 4, 6),
+    Backward(768, 4, 256, 4, 3, 2), Backward(1024, 1, 1024, 4, 1, 4), Backward(2048, 1, 512, 2, 4, 6),
     Backward(4096, 1, 1024, 4, 4, 3), Backward(8192, 1, 2048, 8, 4, 1), Backward(ANY, 1, 2048, 8, 4, 1),
 )  # fmt: skip
 BACKWARD: dict[int, tuple[Backward, ...]] = {2: HALF_BACKWARD, 4: SINGLE_BACKWARD, 8: DOUBLE_BACKWARD}

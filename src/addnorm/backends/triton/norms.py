@@ -44,7 +44,7 @@ def layer_backward(g, xhat, stats, mean_g, mean_gxhat):
 
 @triton.jit
 def rms_statistics(shift, sum_1, sum_2, count, eps):
-    return (rsqrt(divide(sum_2, count) + eps),)
+    return (rsqrt(divide(sum_2, count) + eps), shift)  # Triton would unwrap a tuple of one; the shift is 0, unused
 
 
 @triton.jit

@@ -149,7 +149,7 @@ def shape_of(call: Gradient, name: str, shape: torch.Size) -> torch.Size:
 
 
 def tiles_of(launch: Backward, width: int, sums: int) -> int:
-    """Tiles of a program: those of the row, at most as many as the table has, fewer where more than two sums are kept."""
+    """Tiles of a program: the row's, at most the table's, half of those where more than two sums are kept."""
     most = launch.tiles if sums <= 2 else max(1, launch.tiles // 2)
     return min(most, triton.cdiv(width, launch.block))
 
