@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help demo test check bench wheel format clean
+.PHONY: help demo test check bench aot wheel format clean
 
 help:           ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -24,6 +24,10 @@ check: $(VENV)/ready   ## lint, format, types, floors
 
 bench: $(VENV)/ready   ## the full benchmark; writes benchmarks/results/cpu.json
 	$(BIN)/addnorm bench --out benchmarks/results/cpu.json
+
+aot: $(VENV)/ready     ## the GPU kernels for sm_80, sm_90 and sm_100: registers and spills, in docs/gpu-registers.md
+	mkdir -p docs
+	$(BIN)/python -m addnorm.backends.triton.aot > docs/gpu-registers.md
 
 wheel: $(VENV)/ready   ## a wheel for the torch in .venv, in dist/
 	$(PIP) wheel --no-deps --wheel-dir dist .

@@ -31,8 +31,8 @@ def test_dispatch_names_the_choice_and_the_reasons() -> None:
     by_call = {example.call: example for example in seen.examples}
     meta = by_call["float32 on meta"]
     assert meta.chosen == "eager"
-    assert meta.backends == {"cpu": "x is on meta", "eager": ""}
-    assert "float32 on meta    -> eager  (cpu: no, x is on meta; eager: yes)" in str(seen)
+    assert meta.backends == {"cpu": "x is on meta", "triton": "x is on meta", "eager": ""}
+    assert "float32 on meta    -> eager  (cpu: no, x is on meta; triton: no, x is on meta; eager: yes)" in str(seen)
     assert by_call["bfloat16 on cpu"].backends["eager"] == ""
 
 

@@ -59,6 +59,8 @@ def violations(package: Path = PACKAGE) -> list[str]:
             elif goal[0] != parts[0]:
                 if FLOORS[goal[0]] >= FLOORS[parts[0]]:
                     found.append(f"{'.'.join(parts)} (floor {FLOORS[parts[0]]}) imports {target}")
+            elif goal[1:2] == list(parts[1:2]):
+                continue  # within one member, which may be a folder
             elif FLOORS[parts[0]] <= 3 and parts[-1] not in MAY_MEET and goal[1:2] and goal[1] not in SHARED:
                 found.append(f"{'.'.join(parts)} imports its sibling {target}")
     return found

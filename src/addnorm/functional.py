@@ -61,7 +61,7 @@ def add_norm(
         out_dtype: y's dtype, by default ``torch.result_type(x, residual)``; float32 under autocast on CUDA.
         stream_dtype: The dtype in which z is kept for the backward, by default ``torch.result_type(x, residual)``.
         out: Where y goes, for inference only; may be exactly x or residual, any other overlap is refused.
-        backend: ``"cpu"`` or ``"eager"``; None chooses. A named backend never falls back.
+        backend: ``"cpu"``, ``"triton"`` or ``"eager"``; None chooses. A named backend never falls back.
 
     Returns:
         y, of x's shape, contiguous.
@@ -149,6 +149,7 @@ def explain_dispatch(x: Tensor, residual: Tensor | None = None, *args: Any, **op
     >>> print(explain_dispatch(torch.ones(2, 3, device="meta")))
     eager takes this call
       cpu: no, x is on meta
+      triton: no, x is on meta
       eager: yes
     """
     return explain(describe(x, residual, *args, **options))

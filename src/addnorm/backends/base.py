@@ -13,7 +13,10 @@ from ..call import Call, Gradient
 
 @dataclass(frozen=True)
 class Support:
-    """Whether a backend can carry out a call, and if not, why."""
+    """Whether a backend can carry out a call, and if not, why.
+
+    A yes with a reason is a yes to the backend's name alone: the automatic choice passes it over.
+    """
 
     ok: bool
     reason: str = ""

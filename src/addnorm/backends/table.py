@@ -11,8 +11,9 @@ from ..call import Call, lookup
 from .base import Backend, Support
 from .cpu import Cpu
 from .eager import Eager
+from .triton import Triton
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Eager())}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Triton(), Eager())}
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,17 @@ class Dispatch:
 
     def __str__(self) -> str:
         lines = [f"{self.chosen} takes this call"]
-        lines += [
-            f"  {name}: {'yes' if support else 'no, ' + support.reason}" for name, support in self.support.items()
-        ]
+        for name, support in self.support.items():
+            verdict = "yes" if support else "no"
+            lines.append(f"  {name}: {verdict}{', ' if support.reason else ''}{support.reason}")
         return "\n".join(lines)
 
 
 def select(call: Call, name: str | None = None) -> Backend:
     """The named backend, or the first that supports the call. A named one that can not is an error."""
     if name is None:
-        return next(backend for backend in BACKENDS.values() if supports(backend, call))
+        verdicts = ((backend, supports(backend, call)) for backend in BACKENDS.values())
+        return next(backend for backend, support in verdicts if support and not support.reason)
     backend = lookup("backend", name, BACKENDS)
     support = supports(backend, call)
     if not support:

@@ -1,0 +1,3 @@
+"""The kernels in Triton, for CUDA devices; importing this loads no Triton."""
+
+from .backend import Triton as Triton

@@ -1,0 +1,74 @@
+"""The backend that runs the Triton kernels, which are loaded by the first call that could take them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ...call import Call, Gradient
+from ..base import YES, Backend, Support
+
+OLDEST = (8, 0)  # compute capability: bfloat16, asynchronous copies
+INTERPRETED = "Triton interprets its kernels here (TRITON_INTERPRET=1): by name alone"
+
+
+@cache
+def load() -> tuple[ModuleType | None, str]:
+    """The kernels, or None and why there are none."""
+    try:
+        return importlib.import_module(f"{__package__}.run"), ""
+    except ModuleNotFoundError as error:
+        return None, f"{error.name} is not installed: pip install triton"
+    except Exception as error:  # a Triton that does not fit its torch or its Python breaks in many ways
+        return None, f"triton does not load: {type(error).__name__}: {error}"
+
+
+class Triton(Backend):
+    """CUDA tensors of any dtype and stride; CPU tensors, when named, where Triton's interpreter is on."""
+
+    name = "triton"
+
+    def supports(self, call: Call) -> Support:
+        device = call.x.device
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if device.type != "cuda" and not (interpreted and device.type == "cpu"):
+            return Support.no(f"x is on {device}")
+        kernels, reason = load()
+        if kernels is None:
+            return Support.no(reason)
+        if interpreted != kernels.INTERPRETED:
+            return Support.no("TRITON_INTERPRET was changed after the kernels were loaded")
+        if interpreted:
+            return Support(True, INTERPRETED)
+        if torch.version.cuda is None:
+            return Support.no("its kernels are made for CUDA, this torch is not")
+        capability = torch.cuda.get_device_capability(device)
+        if capability < OLDEST:
+            return Support.no(f"{device} has compute capability {capability}, the kernels want {OLDEST}")
+        return YES
+
+    def forward(
+        self,
+        call: Call,
+        *,
+        keep_stream: bool,
+        keep_stats: bool,
+        out: Tensor | None = None,
+        stream_out: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return kernels().forward(call, keep_stream=keep_stream, keep_stats=keep_stats, out=out, stream_out=stream_out)
+
+    def backward(self, call: Gradient) -> dict[str, Tensor | None]:
+        return kernels().backward(call)
+
+
+def kernels() -> ModuleType:
+    module, reason = load()
+    if module is None:
+        raise RuntimeError(reason)
+    return module

@@ -1,0 +1,171 @@
+"""Launches the kernels; loading this file loads Triton."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...call import OPERANDS, Call, Gradient, dropout_threshold
+from .arguments import itemsize, matrix, strides, unit, vector
+from .backward import backward_kernel, means_kernel
+from .columns import WIDTH, columns_kernel
+from .forward import forward_kernel
+from .launch import Backward, backward_for, forward_for
+from .norms import POLICIES
+
+INTERPRETED = triton.knobs.runtime.interpret
+if INTERPRETED:
+    from .interpreter import repair
+
+    repair()
+
+COLUMN_GRADIENTS = ("weight", "bias", "branch_bias", "branch_scale")
+TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+PROCESSORS = 4  # that the interpreter plays
+
+
+def forward(
+    call: Call, *, keep_stream: bool, keep_stats: bool, out: Tensor | None, stream_out: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    shape, d = call.x.shape, call.x.shape[-1]
+    policy, compute = POLICIES[call.norm], call.compute_dtype
+    empty = call.x.new_empty
+    y = empty(shape, dtype=call.out_dtype) if out is None else out
+    z = stream_out
+    if keep_stream and z is None:
+        z = empty(shape, dtype=call.stream_dtype)
+    stats = empty((*shape[:-1], policy.stats), dtype=compute) if keep_stats else None
+    if call.x.numel() == 0:
+        return y, z, None if stats is None else stats.zero_()
+    matrices = [matrix(t, d) for t in (call.x, call.residual, y, z)]
+    x, residual, y_rows, z_rows = matrices
+    launch, align = forward_for(d, itemsize(matrices, compute)), unit(matrices, d)
+    rows = call.x.numel() // d
+    row_scale = vector(None if call.row_scale is None else call.row_scale.reshape(rows))
+    weight, bias, branch_bias, branch_scale = map(vector, (call.weight, call.bias, call.branch_bias, call.branch_scale))
+    with on(call.x):
+        forward_kernel[(triton.cdiv(rows, launch.rows),)](
+            x, residual, y_rows, z_rows, stats, weight, bias, branch_bias, branch_scale, row_scale, call.seed,
+            rows, *strides(matrices, align), 1, *dropout(call),
+            call.eps, call.residual_scale, keep_scale(call), call.weight_offset,
+            policy.statistics, policy.normalise, policy.shifts, policy.stats,
+            d, branch_scale is not None and branch_scale.dim() == 0, align, TYPES[compute],
+            launch.rows, launch.block, launch.keep, num_warps=launch.warps,
+        )  # fmt: skip
+    for given, written in ((z, z_rows), (y, y_rows)):
+        if given is not None and written is not None and given.data_ptr() != written.data_ptr():
+            given.copy_(written.view(shape))
+    return y, z, stats
+
+
+def backward(call: Gradient) -> dict[str, Tensor | None]:
+    shape, d, needed = call.z.shape, call.z.shape[-1], call.needed
+    policy, compute = POLICIES[call.norm], call.compute_dtype
+    grads = {name: grad if needed[name] else None for name, grad in allocate(call).items()}
+    if call.z.numel() == 0:
+        return {name: None if grad is None else grad.zero_() for name, grad in grads.items()}
+    wants_x = needed["branch_scale"] or needed["row_scale"]
+    matrices = [matrix(t, d) for t in (call.dy, call.ds, call.z, call.x if wants_x else None)]
+    dy, ds, z, x = matrices
+    size, align = itemsize([*matrices, grads["x"], grads["residual"]], compute), unit(matrices, d)
+    rows = call.z.numel() // d
+    # Without dy nothing arrives at the norm's own parameters.
+    summed = [name for name in COLUMN_GRADIENTS if needed[name] and (dy is not None or name.startswith("branch"))]
+    launch = backward_for(d, size)
+    tiles = tiles_of(launch, d, len(summed))
+    splits = triton.cdiv(d, tiles * launch.block)
+    programs = max(1, min(triton.cdiv(rows, launch.rows), processors(z) * launch.programs // splits))
+    partials = z.new_empty((len(summed), programs, d), dtype=compute) if summed else None
+    by_row = grads["row_scale"]
+    if by_row is not None and splits > 1:
+        by_row = z.new_empty((1, splits, rows), dtype=compute)
+    means = z.new_empty((rows, 2), dtype=compute) if splits > 1 and dy is not None else None
+    row_scale = vector(None if call.row_scale is None else call.row_scale.reshape(rows))
+    weight, branch_bias, branch_scale = map(vector, (call.weight, call.branch_bias, call.branch_scale))
+    dy_step, ds_step, z_step, x_step = strides(matrices, align)
+    with on(z):
+        if means is not None:
+            means_kernel[(rows,)](
+                dy, z, call.stats, weight, means, rows, dy_step, z_step, call.weight_offset,
+                policy.normalise, policy.stats, d, align, TYPES[compute], 2 * launch.block, num_warps=launch.warps,
+            )  # fmt: skip
+        backward_kernel[(programs, splits)](
+            dy, ds, z, call.stats, x, weight, branch_bias, branch_scale, row_scale, call.seed, means,
+            grads["x"], grads["residual"], by_row, partials,
+            rows, dy_step, ds_step, z_step, x_step, 1, *dropout(call),
+            call.residual_scale, keep_scale(call), call.weight_offset,
+            policy.normalise, policy.backward, policy.stats,
+            d, branch_scale is not None and branch_scale.dim() == 0, align, TYPES[compute],
+            *(name in summed for name in COLUMN_GRADIENTS), launch.rows, launch.block, tiles, num_warps=launch.warps,
+        )  # fmt: skip
+        if partials is not None:
+            add_columns(partials, summed, grads)
+        if by_row is not grads["row_scale"] and by_row is not None:
+            columns_kernel[(triton.cdiv(rows, WIDTH.value),)](by_row, (grads["row_scale"],), splits, rows)
+    for name in ("weight", "bias"):
+        grad = grads[name]
+        if grad is not None and name not in summed:
+            grad.zero_()
+    return {name: None if grad is None else grad.view(shape_of(call, name, shape)) for name, grad in grads.items()}
+
+
+def add_columns(partials: Tensor, summed: list[str], grads: dict[str, Tensor | None]) -> None:
+    """The partial sums into the gradients; that of a scalar scale adds up the columns too."""
+    _, programs, d = partials.shape
+    scale = grads["branch_scale"]
+    results = {name: grads[name] for name in summed}
+    if scale is not None and scale.dim() == 0:
+        results["branch_scale"] = partials.new_empty((d,))
+    columns_kernel[(triton.cdiv(d, WIDTH.value),)](partials, tuple(results.values()), programs, d)
+    if scale is not None and scale.dim() == 0:
+        scale.copy_(results["branch_scale"].sum())
+
+
+def allocate(call: Gradient) -> dict[str, Tensor]:
+    """A place for each gradient that is needed."""
+    dtypes: dict[str, Any] = {
+        "x": call.x_dtype, "residual": call.residual_dtype, "bias": call.bias_dtype,
+        **{name: t.dtype for name in OPERANDS if isinstance(t := getattr(call, name, None), Tensor) and name != "x"},
+    }  # fmt: skip
+    return {
+        name: call.z.new_empty(shape_of(call, name, call.z.shape), dtype=dtypes[name])
+        for name, needed in call.needed.items()
+        if needed
+    } | {name: call.z.new_empty(0) for name, needed in call.needed.items() if not needed}
+
+
+def shape_of(call: Gradient, name: str, shape: torch.Size) -> torch.Size:
+    if name in ("x", "residual"):
+        return shape
+    if name == "row_scale":
+        return shape[:-1]
+    scale = call.branch_scale
+    return scale.shape if name == "branch_scale" and scale is not None else shape[-1:]
+
+
+def tiles_of(launch: Backward, width: int, sums: int) -> int:
+    """Tiles of a program: the row's, at most the table's, half of those where more than two sums are kept."""
+    most = launch.tiles if sums <= 2 else max(1, launch.tiles // 2)
+    return min(most, triton.cdiv(width, launch.block))
+
+
+def dropout(call: Call | Gradient) -> tuple[int]:
+    return (dropout_threshold(call.dropout_p) if call.seed is not None else 0,)
+
+
+def keep_scale(call: Call | Gradient) -> float:
+    return 1 / (1 - call.dropout_p)
+
+
+def processors(t: Tensor) -> int:
+    return PROCESSORS if INTERPRETED else torch.cuda.get_device_properties(t.device).multi_processor_count
+
+
+def on(t: Tensor) -> Any:
+    """Kernels run on the current device: make it t's."""
+    return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()

@@ -1,0 +1,120 @@
+"""The acceptance checks that Triton's interpreter does in a minute: `python -m tests.support.interpreted`, with
+TRITON_INTERPRET=1. Whole checks where they are small, a spread of the cases elsewhere, and the widths beyond which
+a row is not kept in registers (forward) or is split over programs (backward)."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import torch
+
+from addnorm import add_norm, add_norm_stream, rng
+from addnorm.backends.triton import run
+
+from . import acceptance
+from .acceptance import CHECKS, labelled, solved
+from .calls import run as carry_out
+from .cases import BF16, CASES, DTYPES, EVERYTHING, F16, F32, F64, NORMS, Case, build, options
+from .oracle import exact
+from .poison import poisoned_memory
+from .precision import normal, normalised
+from .tolerance import agree, check, units
+
+WHOLE = ("only_asked_gradients", "unasked_gradients_are_not_made", "dropout_off_draws_nothing", "seeds_come_from_torch")
+SPREAD = ("outputs_are_written_whole", "outputs_may_be_inputs")
+WIDE = (
+    *[Case(shape=(3, d), norm=norm, x=dtype, residual=dtype, mean=3.0, options=options(dropout_p=0.2))
+      for d, dtype in ((20000, BF16), (16391, F32), (9001, F64)) for norm in NORMS],
+    Case(shape=(9, 5120), x=F16, residual=F16), Case(shape=(70, 768), x=BF16),
+    Case(shape=(3, 9000), x=BF16, residual=BF16, branch_bias=True, branch_scale="vector", row_scale=(3,)),
+    Case(shape=(3, 9000), branch_scale="0-d", branch_bias=True),
+)  # fmt: skip
+
+
+def results_agree() -> None:
+    for case in (*CASES[::10], EVERYTHING, *WIDE):
+        problem, want, composite = solved(case)
+        with poisoned_memory():
+            got = carry_out(problem, "triton")
+        with labelled(case):
+            check(problem, want, got, composite)
+
+
+def exact_at_any_mean() -> None:
+    for d in (33, 1031, 40000):
+        for mean in (0.0, 1e4, 1e6):
+            z = normal((2, d), mean).float()
+            z[1, : d // 4] -= 50.0  # a first tile far from the row's mean
+            error = units(add_norm(z, eps=1e-5, backend="triton"), normalised(z))
+            assert error <= 4, f"mean {mean:g}, width {d}: {error:.3g} units in the last place"
+
+
+def mask_is_the_published_one() -> None:
+    for rows, d, seed in ((2, 33, 2**40 + 7), (5, 130, -1), (9, 1031, 0)):
+        want = rng.mask(seed, rows, d, 32768)
+        for dtype in DTYPES:
+            x = torch.ones(rows, d, dtype=dtype, requires_grad=True)
+            _, z = add_norm_stream(x, dropout_p=0.5, seed=seed, backend="triton")
+            z.backward(torch.ones_like(z))
+            assert x.grad is not None
+            assert torch.equal(z != 0, want), f"forward {dtype} {rows}x{d} seed {seed}"
+            assert torch.equal(x.grad != 0, want), f"backward {dtype} {rows}x{d} seed {seed}"
+
+
+def rows_are_independent() -> None:
+    for dtype in (F32, BF16):
+        for d in (17, 770):
+            problem = build(Case(shape=(37, d), x=dtype, residual=dtype))
+            want = carry_out(problem, "triton")["y"]
+            a = problem.arguments
+            for rows in (slice(0, 1), slice(5, 8), slice(20, 37)):
+                part = {k: v[rows] if k in ("x", "residual") else v for k, v in a.items()}
+                assert torch.equal(add_norm(**part, backend="triton"), want[rows])
+
+
+def long_column_sums_are_float32() -> None:
+    problem = build(Case(shape=(4000, 24), x=BF16, residual=BF16, mean=0.5, options=options(stream_dtype=F32)))
+    want, got = exact(problem), carry_out(problem, "triton")
+    for name in ("weight", "bias"):
+        agree(name, got[name], want.results[name], want.allowed[name])
+
+
+def mutants_are_rejected() -> None:
+    """Each check above is seen to fail."""
+    wrong = (
+        (run, "keep_scale", lambda call: 1.0, results_agree),
+        (run, "dropout_threshold", lambda p: 1000, mask_is_the_published_one),
+        (run, "POLICIES", {**run.POLICIES, "layer": run.POLICIES["rms"]}, constant_rows),
+        (run, "COLUMN_GRADIENTS", ("bias", "weight", "branch_bias", "branch_scale"), long_column_sums_are_float32),
+    )
+    for owner, name, value, judge in wrong:
+        with mock.patch.object(owner, name, value):
+            try:
+                judge()
+            except (AssertionError, IndexError):
+                continue
+        raise AssertionError(f"{judge.__name__} accepts a wrong {name}")
+
+
+def constant_rows() -> None:
+    x, bias = torch.full((3, 33), 1000.1), torch.randn(33)
+    y = add_norm(x, None, torch.randn(33), bias, eps=1e-12, backend="triton")
+    assert torch.equal(y, bias.expand(3, 33))
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    for judge in (
+        results_agree, exact_at_any_mean, mask_is_the_published_one, rows_are_independent,
+        long_column_sums_are_float32, constant_rows, mutants_are_rejected,
+    ):  # fmt: skip
+        judge()
+    for name in WHOLE:
+        CHECKS[name]("triton")
+    with mock.patch.object(acceptance, "CASES", CASES[:180:12]):
+        for name in SPREAD:
+            CHECKS[name]("triton")
+
+
+if __name__ == "__main__":
+    main()
