@@ -49,7 +49,7 @@ def write(model: nn.Module, codes: Tensor, length: int) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--placement", choices=PLACEMENTS, default="pre")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
     torch.manual_seed(0)
     train, check, alphabet = load()

@@ -140,7 +140,7 @@ class Placement(nn.Module, ABC):
             filled.add(id(sublayer))
 
     def add_norm(
-        self, branch: Tensor, residual: Tensor, norm: AddNorm, site: Site, *,
+        self, branch: Tensor, residual: Tensor, norm: nn.Module, site: Site, *,
         residual_scale: float = 1.0, branch_scale: Tensor | None = None, gain: float = 1.0,
     ) -> Tensor:  # fmt: skip
         """gain * N(residual_scale * residual + branch_scale * drop(branch)), in one pass."""
@@ -150,16 +150,17 @@ class Placement(nn.Module, ABC):
         )
 
     def norm_sum(
-        self, branch: Tensor, residual: Tensor, norm: AddNorm, *, branch_scale: Tensor | None = None
+        self, branch: Tensor, residual: Tensor, norm: nn.Module, *, branch_scale: Tensor | None = None
     ) -> Tensor:
         """N(residual + branch_scale * branch), for a branch that was dropped out before."""
+        assert isinstance(norm, AddNorm)
         return add_norm(
             branch, residual, norm.weight, norm.bias, norm=norm.norm, eps=norm.eps, branch_scale=branch_scale,
             weight_offset=norm.weight_offset, backend=norm.backend,
         )  # fmt: skip
 
     def pass_on(
-        self, branch: Tensor, stream: Tensor, site: Site, norm: AddNorm | None, *,
+        self, branch: Tensor, stream: Tensor, site: Site, norm: nn.Module | None, *,
         branch_scale: Tensor | None = None, gain: float = 1.0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """What the pre-norm placements share: the branch's sum and the norm before the next sublayer in one pass,
@@ -173,11 +174,9 @@ class Placement(nn.Module, ABC):
         weight, bias, options = self._operands(branch, norm, site, gain)
         return add_norm_stream(branch, stream, weight, bias, branch_scale=branch_scale, **options)
 
-    def next_norm(self, norms: nn.ModuleList, site: Site) -> AddNorm | None:
+    def next_norm(self, norms: nn.ModuleList, site: Site) -> nn.Module | None:
         """The norm before the next sublayer, the final one after the last."""
-        following = self.final_norm if site.last else norms[site.index + 1]
-        assert following is None or isinstance(following, AddNorm)
-        return following
+        return self.final_norm if site.last else norms[site.index + 1]
 
     def add(self, branch: Tensor, residual: Tensor, site: Site, scale: Tensor | None = None) -> Tensor:
         """residual + scale * drop(branch): a sum with no norm behind it."""
@@ -198,8 +197,9 @@ class Placement(nn.Module, ABC):
         return path_scale(branch, self.drop_path(site)) if self.training else None
 
     def _operands(
-        self, branch: Tensor, norm: AddNorm, site: Site, gain: float
+        self, branch: Tensor, norm: nn.Module, site: Site, gain: float
     ) -> tuple[Tensor | None, Tensor | None, dict[str, Any]]:
+        assert isinstance(norm, AddNorm)  # which a ModuleList does not say
         weight, bias = norm.weight, norm.bias
         if gain != 1:
             weight, bias = (None if t is None else t * gain for t in (weight, bias))
