@@ -90,7 +90,9 @@ def train(name: str, seed: int) -> History:
 def plot(histories: dict[str, History]) -> Plot:
     quantities = {"loss": lambda history: history.loss, "drift of the features' means": lambda history: history.drift}
     curves = tuple(
-        Curve(name, tuple(values(get(history)[EVERY::EVERY, run]) for get in quantities.values() for run in range(RUNS)))
+        Curve(
+            name, tuple(values(get(history)[EVERY::EVERY, run]) for get in quantities.values() for run in range(RUNS))
+        )
         for name, history in histories.items()
     )
     return Plot(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..plot import Plot
+
 
 @dataclass(frozen=True)
 class Table:
@@ -28,12 +30,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and what stands under it, in this order."""
 
     title: str
     text: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[Figure | Plot, ...] = ()
+    badge: str = ""  # a word beside the heading
+    quote: str = ""  # what is discussed, before the text
+    formula: str = ""  # after the text
+    picture: str = ""  # name of a template: a drawing beside the text
 
 
 @dataclass(frozen=True)
