@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..functional import add_norm

@@ -6,7 +6,8 @@ from ..claims import Claim, Evidence, Explanation, Number
 from .document import Document, Section, Table, digits
 
 SUMMARY = (
-    "Each of a transformer's sublayers, attention and feed-forward, is wrapped in Add & Norm. Add: the sublayer's output "
+    "Each of a transformer's sublayers, attention and feed-forward, is wrapped in Add & Norm. Add: the "
+    "sublayer's output "
     "is added to its input, so that it only has to learn a change. Norm: each token's features are brought to "
     "mean 0 and variance 1, then scaled and shifted by learned gamma and beta.",
 )
