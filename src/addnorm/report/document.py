@@ -81,9 +81,11 @@ def number(value: float | None) -> str:
 def digits(value: float) -> str:
     """Three significant digits, never in exponents.
 
-    >>> digits(1.2), digits(12.345), digits(1234.5), digits(0.0123)
-    ('1.2', '12.3', '1234', '0.0123')
+    >>> digits(1.2), digits(12.345), digits(1234.5), digits(0.0123), digits(0.0)
+    ('1.2', '12.3', '1234', '0.0123', '0')
     """
+    if value == 0:
+        return "0"
     if abs(value) >= 999.5:
         return f"{value:.0f}"
     return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.2e}"

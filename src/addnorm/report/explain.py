@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ..claims import Claim, Evidence, Explanation, Number
 from .document import Document, Section, Table, digits
 
@@ -28,7 +30,7 @@ def document(result: Explanation) -> Document:
     sections = tuple(section(claim, evidence) for claim, evidence in result.claims)
     if len(sections) == 1:
         return Document("addnorm explain", (), sections)
-    answer = Section("In one screen", ANSWER, formula=FORMULA, picture="add_norm.svg.j2")
+    answer = Section("Why, and where", ANSWER, formula=lines(FORMULA), picture="add_norm.svg.j2")
     return Document("What is Add & Norm?", SUMMARY, (answer, overview(result), *sections))
 
 
@@ -61,8 +63,13 @@ def section(claim: Claim, evidence: Evidence) -> Section:
         (evidence.plot,),
         badge=claim.verdict,
         quote=claim.text,
-        formula=claim.formula,
+        formula=lines(claim.formula),
     )
+
+
+def lines(formula: str) -> str:
+    """One formula a line, where wide gaps part them."""
+    return re.sub(" {4,}", "\n", formula)
 
 
 def expected(number: Number) -> str:
