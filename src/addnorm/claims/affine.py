@@ -86,10 +86,9 @@ CLAIM = Claim(
     "Why there are gamma and beta",
     "A range of 0 to 1 is too restrictive, so the transformer paper introduced gamma and beta.",
     "wrong",
-    "The premise is wrong (claim 9), and so is the origin: gamma and beta come with BatchNorm (2015) and "
-    "LayerNorm (2016). "
-    "They are one fixed number per feature, the same for every input, and before a Linear they add nothing that its "
-    "weights could not do: they fold into it, and the outputs stay equal.",
+    "The premise is wrong (claim 9), and so is the origin: gamma and beta come with BatchNorm (2015) and LayerNorm "
+    "(2016). They are one fixed number per feature, the same for every input, and before a Linear they add nothing "
+    "that its weights could not do: they fold into it, and the outputs stay equal.",
     "W (gamma xhat + beta) + b = (W diag gamma) xhat + (b + W beta)",
     "Ioffe & Szegedy 2015, arXiv:1502.03167, section 3; Ba et al. 2016, arXiv:1607.06450; the fold: algebra",
     run,

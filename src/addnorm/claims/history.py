@@ -46,10 +46,9 @@ CLAIM = Claim(
     "Skips come from ResNet",
     "Skip connections were introduced by ResNet in 2015.",
     "loose",
-    "The identity form is ResNet's (December 2015). Gated skips came slightly earlier, in Highway Networks (May 2015), "
-    "after the LSTM's gated cell. With both gates at 1/2 a Highway layer is the residual sum halved, which a "
-    "norm after "
-    "it can not tell apart. This is history: the number below only checks that identity.",
+    "The identity form is ResNet's (December 2015). Gated skips came slightly earlier, in Highway Networks (May "
+    "2015), after the LSTM's gated cell. With both gates at 1/2 a Highway layer is the residual sum halved, which a "
+    "norm after it can not tell apart. This is history: the number below only checks that identity.",
     "Highway: y = T(x) f(x) + (1 - T(x)) x        ResNet: y = f(x) + x",
     "He et al. 2015, arXiv:1512.03385; Srivastava, Greff & Schmidhuber 2015, arXiv:1505.00387",
     run,

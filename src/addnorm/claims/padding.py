@@ -131,10 +131,9 @@ CLAIM = Claim(
     "loose",
     f'Partly. "{SENTENCES[0]}", "{SENTENCES[1]}" and a sentence of 15 words make a batch of 45 places, 23 of them '
     "pads. Plain BatchNorm counts the pads: its mean and variance shift by a closed form, and each word changes with "
-    "the number of pads. Masking the pads removes exactly that. What stays is noise: the words of a sentence "
-    "are alike, "
-    "so that a batch's mean wanders far more than its token count suggests, and training differs from inference. "
-    "LayerNorm has neither problem.",
+    "the number of pads. Masking the pads removes exactly that. What stays is noise: the words of a sentence are "
+    "alike, so that a batch's mean wanders far more than its token count suggests, and training differs from "
+    "inference. LayerNorm has neither problem.",
     "mu' = (1-p) mu + p c,  v' = (1-p) v + p (1-p) (mu - c)^2        E|mu_B - mu|^2 = d sigma^2 (1 + (m-1) ICC) / n",
     "derived here (mixture moments; design effect, Kish 1965); Shen et al. 2020 (PowerNorm), arXiv:2003.07845; Wang, "
     "Wu & Huang 2022, arXiv:2210.05153",

@@ -51,11 +51,11 @@ CLAIM = Claim(
     "Add & Norm stabilises the training of deep networks and improves it.",
     "right",
     "Right, but the placement decides. Twelve layers learn to copy in Pre-LN and in DeepNorm; Post-LN, the original "
-    "placement, needs warm-up or a few layers less and does not move in the same steps; skips alone and norms alone do "
-    "not either.",
-    "Post: x <- N(x + f(x))    Pre: x <- x + f(N(x))    DeepNorm: x <- N(alpha x + f(x)), alpha = (2N)^(1/4), "
-    "beta = (8N)^(-1/4)",
-    "Xiong et al. 2020, arXiv:2002.04745; Wang et al. 2022 (DeepNorm), arXiv:2203.00555; measured here: width 32, Adam "
-    "1e-3, 200 steps",
+    "placement, needs warm-up or a few layers less and does not move in the same steps; skips alone and norms alone "
+    "do not either.",
+    "Post: x <- N(x + f(x))    Pre: x <- x + f(N(x))    DeepNorm: x <- N(alpha x + f(x)), alpha = (2N)^(1/4), beta = "
+    "(8N)^(-1/4)",
+    "Xiong et al. 2020, arXiv:2002.04745; Wang et al. 2022 (DeepNorm), arXiv:2203.00555; measured here: width 32, "
+    "Adam 1e-3, 200 steps",
     run,
 )

@@ -82,9 +82,9 @@ CLAIM = Claim(
     "What the branch has to learn",
     "With a skip the layer computes y = h(x) + x, and learns the residual f(x) = h(x) - x.",
     "loose",
-    "The two halves contradict each other. The layer computes y = f(x) + x; if the map wanted is h, then y = h and "
-    "f = h - x. That is easier where h is near the identity: f starts near its goal. Where h is far from it, as for "
-    "h = 0, the skip is the handicap.",
+    "The two halves contradict each other. The layer computes y = f(x) + x; if the map wanted is h, then y = h and f "
+    "= h - x. That is easier where h is near the identity: f starts near its goal. Where h is far from it, as for h = "
+    "0, the skip is the handicap.",
     "y = x + f(x) = h(x)  =>  f = h - x",
     "He et al. 2015, arXiv:1512.03385, section 3.1",
     run,

@@ -8,18 +8,17 @@ from ..claims import Claim, Evidence, Explanation, Number
 from .document import Document, Section, Table, digits
 
 SUMMARY = (
-    "Each of a transformer's sublayers, attention and feed-forward, is wrapped in Add & Norm. Add: the "
-    "sublayer's output "
-    "is added to its input, so that it only has to learn a change. Norm: each token's features are brought to "
+    "Each of a transformer's sublayers, attention and feed-forward, is wrapped in Add & Norm. Add: the sublayer's "
+    "output is added to its input, so that it only has to learn a change. Norm: each token's features are brought to "
     "mean 0 and variance 1, then scaled and shifted by learned gamma and beta.",
 )
 ANSWER = (
     "Why add? The input has a way around every layer, forwards, and the gradient backwards: deep stacks stay "
     "trainable.",
-    "Why norm? A sum of many branches grows with depth; the norm holds its size, per token, whatever the batch and the "
-    "padding.",
-    "Where? The transformer of 2017 norms after the sum (Post-LN); most since then norm the sublayer's input and leave "
-    "the skip free (Pre-LN), which trains without warm-up.",
+    "Why norm? A sum of many branches grows with depth; the norm holds its size, per token, whatever the batch and "
+    "the padding.",
+    "Where? The transformer of 2017 norms after the sum (Post-LN); most since then norm the sublayer's input and "
+    "leave the skip free (Pre-LN), which trains without warm-up.",
 )
 FORMULA = "y = LN(x + f(x))        LN(z) = gamma (z - mean z) / sqrt(var z + eps) + beta"
 VERDICTS = ("right", "loose", "wrong", "contested")
