@@ -74,7 +74,7 @@ def plot(seed: int) -> Plot:
         (
             Control("μ", MEANS, 2),
             Control("σ", DEVIATIONS, 1),
-            Control("γ", GAMMAS, 3),
+            Control("γ", GAMMAS, 4),
             Control("β", BETAS, 1),
         ),
     )

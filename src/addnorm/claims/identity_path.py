@@ -102,7 +102,7 @@ CLAIM = Claim(
     "Because of the + 1 the gradient can not vanish.",
     "wrong",
     "Wrong as stated. A branch f = -x gives a gradient of exactly 0. And in Post-LN each norm rescales the skip: "
-    "after 48 sites the identity path carries a hundred-thousandth, while the whole gradient hardly shrinks: it "
+    "after 48 sites the identity path carries about a ten-thousandth, while the whole gradient keeps its size: it "
     "survives through the branches. In Pre-LN the identity path is exactly 1.",
     "Post-LN: identity path = prod (1 + rho_l)^(-1/2),  rho_l = |f_l|^2 / |x_l|^2        Pre-LN: 1",
     "derived here from s^2 = |x + f|^2 / d; Xiong et al. 2020, arXiv:2002.04745, for the placements' gradients",

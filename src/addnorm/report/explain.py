@@ -35,10 +35,10 @@ def document(result: Explanation) -> Document:
 
 def overview(result: Explanation) -> Section:
     """Every claim in a line."""
-    rows = tuple((str(claim.number), claim.text, claim.verdict, held(evidence)) for claim, evidence in result.claims)
+    rows = tuple((f"{claim.number}. {claim.text}", claim.verdict, held(evidence)) for claim, evidence in result.claims)
     counts = [(verdict, sum(claim.verdict == verdict for claim, _ in result.claims)) for verdict in VERDICTS]
     text = "Of what is commonly said, " + ", ".join(f"{count} {verdict}" for verdict, count in counts) + "."
-    return Section("What is said of it", (text,), (Table(("", "claim", "verdict", "numbers in band"), rows, labels=3),))
+    return Section("What is said of it", (text,), (Table(("claim", "verdict", "numbers in band"), rows, labels=2),))
 
 
 def held(evidence: Evidence) -> str:
