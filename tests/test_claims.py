@@ -14,7 +14,7 @@ from addnorm.claims import CLAIMS, affine, copy_task, identity_path, padding, va
 from addnorm.claims.base import Claim
 from addnorm.plot import Control, Curve, Plot
 
-TRAINED = ("placement", "speed")  # each run of these trains five seeds, and states the worst
+TRAINED = ("placement", "adaptation", "speed")  # each run of these trains five seeds, and states the worst
 SEEDS = range(5)
 
 

@@ -63,11 +63,12 @@ def test_it_loads_offline_without_a_word_on_the_console(browser: Any) -> None:
 MOVE = """
 const figure = document.querySelectorAll('figure')[arguments[0]];
 const plot = figure.querySelector('.plot');
-const before = plot.querySelector('.plotly .plot').innerHTML;
+const drawn = () => [...plot.querySelectorAll('.trace path')].map((path) => path.outerHTML).join();
+const before = drawn();
 const input = figure.querySelectorAll('input, select')[arguments[1]];
 input.value = input.value === '0' ? '1' : '0';
 input.dispatchEvent(new Event('input'));
-return [before !== plot.querySelector('.plotly .plot').innerHTML, plot.data.map((trace) => Array.from(trace.y))];
+return [before !== drawn(), plot.data.map((trace) => Array.from(trace.y))];
 """
 
 
