@@ -26,7 +26,7 @@ def result() -> Explanation:
 
 def hostile() -> Explanation:
     """Text and names that would run, were they not escaped."""
-    plot = Plot(HOSTILE, (HOSTILE,), (Curve(HOSTILE, ((1.0,), (2.0,))),), HOSTILE, HOSTILE,
+    plot = Plot(HOSTILE, (HOSTILE, "b"), (Curve(HOSTILE, ((1.0, 2.0), (2.0, 1.0))),), HOSTILE, HOSTILE,
                 (Control(HOSTILE, (HOSTILE, "b")),))  # fmt: skip
     claim = Claim(1, "x", HOSTILE, HOSTILE, "right", HOSTILE, HOSTILE, HOSTILE, lambda _: Evidence((), plot))
     return explain([claim, claim], lambda *_: None)
