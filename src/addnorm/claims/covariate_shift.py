@@ -70,13 +70,13 @@ def train(name: str, seed: int) -> History:
     optimiser = torch.optim.Adam([weights, head], RATE)
     losses, drifts, before, token_mean = [], [], None, 0.0
     for _ in range(STEPS + 1):
-        y = x
-        for index, w in enumerate(weights.unbind()):
-            normed = NORMS[name](y @ w)
-            if index == LAYERS // 2:
-                means = normed.detach().mean(1)
-                token_mean = max(token_mean, normed.detach().mean(-1).abs().max().item())
-            y = F.relu(normed)
+        y, outputs = x, []
+        for w in weights.unbind():
+            outputs.append(NORMS[name](y @ w))
+            y = F.relu(outputs[-1])
+        middle = outputs[LAYERS // 2].detach()
+        means = middle.mean(1)
+        token_mean = max(token_mean, middle.mean(-1).abs().max().item())
         loss = (y @ head - target).square().mean((1, 2))
         losses.append(loss.detach())
         drifts.append((means - (means if before is None else before)).square().mean(-1).sqrt())
