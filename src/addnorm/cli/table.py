@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import bench, demo, doctor, placements
+from . import bench, demo, doctor, explain, placements
 
-COMMANDS: dict[str, ModuleType] = {"demo": demo, "bench": bench, "placements": placements, "doctor": doctor}
+COMMANDS: dict[str, ModuleType] = {
+    "demo": demo,
+    "bench": bench,
+    "placements": placements,
+    "explain": explain,
+    "doctor": doctor,
+}

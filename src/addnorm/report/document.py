@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..plot import Plot
+
 
 @dataclass(frozen=True)
 class Table:
@@ -28,12 +30,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and what stands under it, in this order."""
 
     title: str
     text: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[Figure | Plot, ...] = ()
+    badge: str = ""  # a word beside the heading
+    quote: str = ""  # what is discussed, before the text
+    formula: str = ""  # after the text
+    picture: str = ""  # name of a template: a drawing beside the text
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,11 @@ def number(value: float | None) -> str:
 def digits(value: float) -> str:
     """Three significant digits, never in exponents.
 
-    >>> digits(1.2), digits(12.345), digits(1234.5), digits(0.0123)
-    ('1.2', '12.3', '1234', '0.0123')
+    >>> digits(1.2), digits(12.345), digits(1234.5), digits(0.0123), digits(0.0)
+    ('1.2', '12.3', '1234', '0.0123', '0')
     """
+    if value == 0:
+        return "0"
     if abs(value) >= 999.5:
         return f"{value:.0f}"
     return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.2e}"

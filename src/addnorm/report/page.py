@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.utils import PlotlyJSONEncoder
 
+from ..plot import Curve, Plot
 from .document import Document, Figure
 
 # Okabe & Ito's palette, which those who see few colours can tell apart; gray for the limit.
@@ -35,8 +37,15 @@ def write(document: Document, path: Path) -> None:
     path.write_text(render(document), encoding="utf-8")
 
 
-def plot(figure: Figure) -> str:
+def plot(figure: Figure | Plot) -> str:
     """The figure's data as JSON, safe inside a script element; the page's own script draws it and picks colours."""
+    drawing = curves(figure) if isinstance(figure, Plot) else bars(figure)
+    text = json.dumps(drawing, cls=PlotlyJSONEncoder)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def bars(figure: Figure) -> dict[str, Any]:
+    """Values over categories."""
     categories = list(figure.categories)
     traces = []
     for index, (name, values) in enumerate(figure.series.items()):
@@ -45,7 +54,43 @@ def plot(figure: Figure) -> str:
             # A logarithmic axis has no zero for a bar to stand on.
             line = go.Scatter(**points, mode="lines+markers", marker_color=colour, connectgaps=True)
             traces.append(line if figure.logarithmic else go.Bar(**points, marker_color=colour))
-    layout = go.Layout(
+    yaxis = {"title": {"text": figure.unit}, "type": axis_type(figure.logarithmic)}
+    return go.Figure(traces, layout({"type": "category"}, yaxis)).to_plotly_json()
+
+
+def curves(figure: Plot) -> dict[str, Any]:
+    """Curves over one x axis, with the values of each curve for every frame beside them."""
+    traces = [trace(figure, index, curve) for index, curve in enumerate(figure.curves)]
+    xaxis = {"title": {"text": figure.x_label}, "type": axis_type(figure.log_x)}
+    yaxis = {"title": {"text": figure.y_label}, "type": axis_type(figure.log_y), "exponentformat": "power"}
+    drawn = go.Figure(traces, layout(xaxis, yaxis)).to_plotly_json()
+    rounded = [[[short(value) for value in frame] for frame in curve.frames] for curve in figure.curves]
+    return drawn | {"frames": rounded, "sizes": [len(control.values) for control in figure.controls]}
+
+
+def trace(figure: Plot, index: int, curve: Curve) -> go.Bar | go.Scatter:
+    frame = curve.frames[figure.first if len(curve.frames) > 1 else 0]
+    points = {"name": curve.name, "x": list(figure.x), "y": [short(value) for value in frame]}
+    colour = COLOURS[index % len(COLOURS)]
+    if curve.style == "bars":
+        return go.Bar(**points, marker_color=colour)
+    if curve.style == "points":
+        return go.Scatter(**points, mode="markers", marker={"color": colour, "size": 9})
+    line = {"color": colour, "width": 2, "dash": "dash" if curve.style == "dashes" else "solid"}
+    return go.Scatter(**points, mode="lines", line=line)
+
+
+def short(value: float | None) -> float | None:
+    """Four digits are more than a screen shows."""
+    return None if value is None else float(f"{value:.4g}")
+
+
+def axis_type(logarithmic: bool) -> str:
+    return "log" if logarithmic else "linear"
+
+
+def layout(xaxis: dict[str, Any], yaxis: dict[str, Any]) -> go.Layout:
+    return go.Layout(
         template="none",
         barmode="group",
         height=360,
@@ -54,8 +99,6 @@ def plot(figure: Figure) -> str:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-        xaxis={"automargin": True, "type": "category"},
-        yaxis={"title": {"text": figure.unit}, "type": "log" if figure.logarithmic else "linear"},
+        xaxis={"automargin": True, **xaxis},
+        yaxis=yaxis,
     )
-    text = json.dumps(go.Figure(traces, layout).to_plotly_json(), cls=PlotlyJSONEncoder)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

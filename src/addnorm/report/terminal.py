@@ -23,9 +23,14 @@ def show(document: Document, console: Console | None = None) -> None:
     for name, value in document.facts.items():
         console.print(f"  [dim]{escape(name)}[/dim] {escape(value)}", highlight=False)
     for section in document.sections:
-        console.print(f"\n[bold]{escape(section.title)}[/bold]")
+        badge = f"  [reverse] {escape(section.badge)} [/reverse]" if section.badge else ""
+        console.print(f"\n[bold]{escape(section.title)}[/bold]{badge}")
+        if section.quote:
+            console.print(f"[italic]{escape(section.quote)}[/italic]", highlight=False)
         for text in section.text:
             console.print(escape(text), highlight=False)
+        if section.formula:
+            console.print(f"[bold]{escape(section.formula)}[/bold]", highlight=False)
         for table in section.tables:
             console.print(grid(table))
             for note in table.notes:

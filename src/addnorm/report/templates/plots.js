@@ -1,23 +1,41 @@
 // Draws each figure in the page's own colours, again when those change, and for paper.
 const plots = [...document.querySelectorAll(".plot")].map((place) => {
-  const { data, layout } = JSON.parse(place.firstElementChild.textContent);
+  const plot = { place, ...JSON.parse(place.firstElementChild.textContent) };
   place.replaceChildren();
-  return { place, data, layout };
+  plot.controls = [...place.parentElement.querySelectorAll("input, select")];
+  for (const control of plot.controls) {
+    control.addEventListener("input", () => {
+      if (control.dataset.values) control.nextElementSibling.textContent = control.dataset.values.split("|")[control.value];
+      choose(plot);
+      show(plot);
+    });
+  }
+  choose(plot); // a browser may keep a control's position over a reload
+  return plot;
 });
 
-function draw() {
+// Sets each curve to the values of the controls' position; the last control is the fastest.
+function choose({ data, frames, sizes, controls }) {
+  if (!frames) return;
+  const frame = controls.reduce((index, control, i) => index * sizes[i] + Number(control.value), 0);
+  data.forEach((trace, i) => (trace.y = frames[i][frames[i].length > 1 ? frame : 0]));
+}
+
+function show({ place, data, layout }) {
   const style = getComputedStyle(document.documentElement);
   const [ink, line] = ["--ink", "--line"].map((name) => style.getPropertyValue(name).trim());
-  for (const { place, data, layout } of plots) {
-    const axis = { gridcolor: line, linecolor: line, zerolinecolor: line };
-    const coloured = {
-      ...layout,
-      font: { color: ink, family: "system-ui, sans-serif", size: 12 },
-      xaxis: { ...layout.xaxis, ...axis, fixedrange: true },
-      yaxis: { ...layout.yaxis, ...axis, fixedrange: true },
-    };
-    Plotly.react(place, data, coloured, { responsive: true, displayModeBar: false });
-  }
+  const axis = { gridcolor: line, linecolor: line, zerolinecolor: line };
+  const coloured = {
+    ...layout,
+    font: { color: ink, family: "system-ui, sans-serif", size: 12 },
+    xaxis: { ...layout.xaxis, ...axis, fixedrange: true },
+    yaxis: { ...layout.yaxis, ...axis, fixedrange: true },
+  };
+  Plotly.react(place, data.map((trace) => ({ ...trace })), coloured, { responsive: true, displayModeBar: false });
+}
+
+function draw() {
+  plots.forEach(show);
 }
 
 draw();

@@ -1,0 +1,146 @@
+"""Each claim's numbers lie in their bands for five seeds, and the bands reject what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from addnorm import cli
+from addnorm.claims import CLAIMS, affine, copy_task, identity_path, padding, value_range, vanishing
+from addnorm.claims.base import Claim
+from addnorm.plot import Control, Curve, Plot
+
+TRAINED = ("placement", "adaptation", "speed")  # each run of these trains five seeds, and states the worst
+SEEDS = range(5)
+
+
+@pytest.mark.parametrize(
+    "claim", [claim for claim in CLAIMS.values() if claim.name not in TRAINED], ids=lambda c: c.name
+)
+def test_numbers_lie_in_their_bands_for_five_seeds(claim: Claim) -> None:
+    for seed in SEEDS:
+        assert [number for number in claim.run(seed).numbers if not number.holds] == []
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_is_trained_lies_in_its_bands(name: str) -> None:
+    assert [number for number in CLAIMS[name].run(0).numbers if not number.holds] == []
+
+
+def test_the_table_is_in_order_and_complete() -> None:
+    assert [claim.number for claim in CLAIMS.values()] == list(range(1, 15))
+    assert [claim.name for claim in CLAIMS.values()] == list(CLAIMS)
+    for claim in CLAIMS.values():
+        assert claim.text
+        assert claim.truth
+        assert claim.formula
+        assert claim.source
+
+
+def test_the_same_seed_gives_the_same_numbers_and_leaves_torchs_generator() -> None:
+    state = torch.get_rng_state()
+    for name in ("composition", "padding", "identity-path"):
+        assert CLAIMS[name].run(3) == CLAIMS[name].run(3)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def unbiased(x: Tensor, *_: object, eps: float) -> Tensor:
+    """A norm that divides by d - 1."""
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + eps).sqrt()
+
+
+def unshifted(w: Tensor, b: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """A fold that forgets beta."""
+    return w * gamma, b
+
+
+def counting_pads(x: Tensor, tokens: int | None = None) -> Tensor:
+    """A masked BatchNorm that is not masked."""
+    return (x - x.mean(0)) / (x.var(0, correction=0) + padding.EPS).sqrt()
+
+
+def min_max(x: Tensor, *_: object, eps: float) -> Tensor:
+    """What the wrong claim describes."""
+    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    return (x - low) / (high - low + eps)
+
+
+def halved(weights: Tensor, sigma2: float, identity: bool) -> Tensor:
+    """A gradient through a skip of 1/2."""
+    return through(weights, sigma2, False) if not identity else through(weights / 2, sigma2, True)
+
+
+through = vanishing.through
+
+
+def normed_stream(f: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A Pre-LN whose skip carries the normalised sum."""
+    y = identity_path.add_norm(f, x)
+    return y, y
+
+
+MUTANTS: list[tuple[str, object, str, Callable[..., object]]] = [
+    ("range", value_range, "add_norm", unbiased),
+    ("range", value_range, "add_norm", min_max),
+    ("affine", affine, "fold", unshifted),
+    ("padding", padding, "batch_norm", counting_pads),
+    ("vanishing", vanishing, "through", halved),
+    ("identity-path", identity_path, "add_norm_stream", normed_stream),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "attribute", "wrong"), MUTANTS, ids=lambda v: getattr(v, "__name__", str(v))
+)
+def test_what_is_wrong_falls_outside(
+    name: str, module: object, attribute: str, wrong: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, attribute, wrong)
+    assert not CLAIMS[name].run(0).holds
+
+
+def test_a_placement_that_does_not_train_falls_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pre-LN as norms without skips: its number may not pass for learnt. One depth is enough to see it."""
+    monkeypatch.setitem(copy_task.PLACEMENTS, "Pre-LN", copy_task.norm_only)
+    assert copy_task.smooth(copy_task.train("Pre-LN", 12, 0))[-1].max() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: Plot("", (1,), (Curve("a", ((1,), (2,))),)), "has 2 frames, the controls 1"),
+        (lambda: Plot("", (1, 2), (Curve("a", ((1,),)),)), "not of x's length, 2"),
+        (lambda: Plot("", (1,), (), controls=(Control("a", (1, 2), 2),)), "starts at 2, of 2"),
+    ],
+)
+def test_a_plot_that_does_not_fit_is_refused(make: Callable[[], Plot], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        make()
+
+
+@pytest.mark.parametrize("wanted", ["affine", "12"])
+def test_json_is_the_claims_and_nothing_else(wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", wanted, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["claims"]
+    (claim,) = found["claims"]
+    assert (claim["name"], claim["verdict"], claim["holds"]) == ("affine", "wrong", True)
+    assert all(
+        {"name", "value", "expected", "low", "high", "why", "holds"} <= number.keys() for number in claim["numbers"]
+    )
+
+
+def test_the_terminal_shows_a_claim(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "history"]) == 0
+    assert "Highway" in capsys.readouterr().out
+
+
+def test_an_unknown_claim_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "magic"]) == 2
+    error = capsys.readouterr().err
+    assert "there is no claim 'magic'" in error
+    assert all(name in error for name in CLAIMS)
