@@ -1,0 +1,5 @@
+"""See what Add & Norm does in a model: `inspect` it over batches, `Monitor` it in training."""
+
+from .base import Finding as Finding
+from .inspection import Inspection as Inspection
+from .run import inspect as inspect
