@@ -2,4 +2,5 @@
 
 from .base import Finding as Finding
 from .inspection import Inspection as Inspection
+from .monitor import Monitor as Monitor
 from .run import inspect as inspect

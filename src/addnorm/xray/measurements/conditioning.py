@@ -23,8 +23,8 @@ class Conditioning(Measurement):
             above=True,
             heuristic=True,
             meaning="The mean is so large beside the spread that subtracting it loses digits.",
-            action="Centre the stream, or use a norm with corrected statistics: addnorm's are good at any mean, torch's "
-            "are not.",
+            action="Centre the stream, or use a norm with corrected statistics: addnorm's are good at any "
+            "mean, torch's are not.",
         ),
     )
 

@@ -25,14 +25,14 @@ class ResidualRatio(Measurement):
             above=False,
             heuristic=True,
             meaning="The branch adds almost nothing: an idle sublayer.",
-            action="See whether it was initialised to 0 (ReZero, LayerScale) and gets gradients; else it can be pruned.",
+            action="See whether it starts at 0 (ReZero, LayerScale) and gets gradients; else it can be pruned.",
         ),
         Rule(
             3.0,
             above=True,
             heuristic=True,
             meaning="The branch overwrites the stream, so that the skip carries little.",
-            action="Lower the learning rate or the initialisation of its last matrix, or scale it (LayerScale, DeepNorm).",
+            action="Lower the learning rate or its last initialisation, or scale it (LayerScale, DeepNorm).",
         ),
     )
 

@@ -25,7 +25,7 @@ class Sigma(Measurement):
             above=True,
             heuristic=True,
             meaning="eps dominates: these tokens are not brought to unit variance, and gradients through them are cut.",
-            action="Lower eps, or find out why these tokens are almost constant (zero embeddings, padding without a mask).",
+            action="Lower eps, or find out why these tokens are almost constant: zero embeddings, or unmasked padding.",
         ),
     )
 
