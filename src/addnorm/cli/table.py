@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import bench, demo, doctor
+from . import bench, demo, doctor, inspect
 
-COMMANDS: dict[str, ModuleType] = {"demo": demo, "bench": bench, "doctor": doctor}
+COMMANDS: dict[str, ModuleType] = {"demo": demo, "bench": bench, "inspect": inspect, "doctor": doctor}

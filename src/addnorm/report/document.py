@@ -24,6 +24,23 @@ class Figure:
     series: dict[str, tuple[float | None, ...]]
     unit: str
     logarithmic: bool = False
+    lines: bool = False  # over depth, say; a logarithmic figure has lines anyway
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A colour for each row and column, from low to high; None leaves a cell blank. `texts` stand in the cells, where
+    they are given; `hovers` say more about each."""
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    unit: str
+    texts: tuple[tuple[str, ...], ...] = ()
+    hovers: tuple[tuple[str, ...], ...] = ()
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,7 @@ class Section:
     title: str
     text: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[Figure | Heatmap, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,8 @@ class Histogram:
 
     def bins(self) -> list[list[float]]:
         """``[lower edge, count]`` of each bin that has any."""
-        middle = len(self.counts) // 2
-        return [
-            [2.0 ** ((i - middle) / PER_OCTAVE), int(self.counts[i])] for i in self.counts.nonzero().flatten().tolist()
-        ]
+        middle, filled = len(self.counts) // 2, self.counts.nonzero().flatten().tolist()
+        return [[2.0 ** ((i - middle) / PER_OCTAVE), int(self.counts[i])] for i in filled]
 
     def quantile(self, share: float) -> float | None:
         """To the middle of a bin, 9 % off at most; the ends are exact."""
