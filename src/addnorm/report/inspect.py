@@ -11,7 +11,7 @@ from ..xray.measurements import MEASUREMENTS
 from .document import Document, Figure, Heatmap, Section, Table, digits, duration
 
 SHOWN = ("residual_ratio", "sigma")  # whose worst tokens are listed
-OCTAVE = 4  # bins of a histogram that make a factor of 2
+QUANTILES = ("min", "p05", "p50", "p95", "max")
 
 
 def document(found: Inspection) -> Document:
@@ -80,10 +80,15 @@ def overview(found: Inspection) -> Section:
         low=0.0,
         high=2.0,
     )
-    columns = ("site", *(MEASUREMENTS[name].title for name in names))
-    rows = tuple((site.site, *map(number, row)) for site, row in zip(found.sites, cells, strict=True))
+    rows = tuple((MEASUREMENTS[name].title, *ends(found, name)) for name in names)
     text = "Blank colours have no limit of their own: the sites are judged together, or nothing was measured."
-    return Section("All sites", (text,), (Table(columns, rows),), (figure,))
+    return Section("All sites", (text,), (Table(("over the sites", "least", "most"), rows),), (figure,))
+
+
+def ends(found: Inspection, name: str) -> tuple[str, str]:
+    """The least and the most of a measurement over the sites."""
+    values = [value for site in found.sites if (value := site.values[name]) is not None]
+    return number(min(values)), number(max(values))
 
 
 def hover(site: str, name: str, value: float | None) -> str:
@@ -144,9 +149,7 @@ def distributions(found: Inspection) -> Section:
         figures.append(Heatmap("sigma: share of tokens from each value up", sites, columns, shares, "share"))
     for name in ("gamma", "beta"):
         found_quantiles = [site.details["gamma_outliers"][name] or {} for site in found.sites]
-        series = {
-            share: tuple(each.get(share) for each in found_quantiles) for share in ("min", "p05", "p50", "p95", "max")
-        }
+        series = {share: tuple(each.get(share) for each in found_quantiles) for share in QUANTILES}
         if any(found_quantiles):
             figures.append(Figure(f"{name}: quantiles over channels", sites, series, name, lines=True))
     return Section("Distributions", figures=tuple(figures))
@@ -208,4 +211,6 @@ def facts(found: Inspection) -> dict[str, str]:
 def number(value: float | None) -> str:
     if value is None:
         return "–"
+    if value == 0:
+        return "0"
     return digits(value) if math.isfinite(value) else str(value)
