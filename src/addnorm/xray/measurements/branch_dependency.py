@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ..base import Measurement, Rule
 from ..streaming import Mean
 from ..tokens import Tokens
@@ -30,9 +32,14 @@ class BranchDependency(Measurement):
         self.branch, self.sum = Mean(), Mean()
 
     def update(self, tokens: Tokens) -> None:
-        self.branch.add(tokens.x.var(-1, correction=0))
-        self.sum.add(tokens.z.var(-1, correction=0))
+        self.branch.add(variance(tokens.x))
+        self.sum.add(variance(tokens.z))
 
     @property
     def value(self) -> float | None:
         return self.branch.total / self.sum.total if self.sum.total else None
+
+
+def variance(rows: Tensor) -> Tensor:
+    """Of each row. (`Tensor.var` warns where there are no rows.)"""
+    return (rows - rows.mean(-1, keepdim=True)).square().mean(-1)
