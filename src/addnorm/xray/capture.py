@@ -102,11 +102,13 @@ class ProbedCall:
         sites = find_sites(module.graph)
         for site in sites:
             result = copies[site.norm.result]
-            parameters = [copies.get(node) for node in (site.norm.weight, site.norm.bias)]
+            parameters = [None if node is None else copies[node] for node in (site.norm.weight, site.norm.bias)]
             if site.add is None:
                 with graph.inserting_after(result):
                     graph.call_function(self.left_alone(site), (parameters[0],))
                 continue
+            assert site.x is not None
+            assert site.residual is not None
             add = copies[site.add]
             branch = copies[site.dropout or site.x]
             with graph.inserting_before(add):
