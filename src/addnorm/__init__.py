@@ -1,5 +1,6 @@
 """addnorm: the transformer's Add & Norm sublayer, as quick as the memory allows."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .functional import add_norm as add_norm
@@ -12,13 +13,15 @@ from .stack import Stack as Stack
 
 if TYPE_CHECKING:
     from .fusing import fuse as fuse
+    from .xray import Monitor as Monitor
+    from .xray import inspect as inspect
 
 __version__ = "0.1.0"
 
+LAZY = {"fuse": "fusing", "inspect": "xray", "Monitor": "xray"}  # bring Dynamo, which takes seconds to import
+
 
 def __getattr__(name: str) -> Any:
-    if name != "fuse":
+    if name not in LAZY:
         raise AttributeError(f"module 'addnorm' has no attribute {name!r}")
-    from .fusing import fuse  # brings Dynamo, which takes seconds to import: only who fuses waits for it
-
-    return fuse
+    return getattr(import_module(f".{LAZY[name]}", __name__), name)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import bench, demo, doctor, explain, placements
+from . import bench, demo, doctor, explain, inspect, placements
 
 COMMANDS: dict[str, ModuleType] = {
     "demo": demo,
     "bench": bench,
     "placements": placements,
+    "inspect": inspect,
     "explain": explain,
     "doctor": doctor,
 }

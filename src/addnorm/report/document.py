@@ -26,6 +26,23 @@ class Figure:
     series: dict[str, tuple[float | None, ...]]
     unit: str
     logarithmic: bool = False
+    lines: bool = False  # over depth, say; a logarithmic figure has lines anyway
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A colour for each row and column, from low to high; None leaves a cell blank. `texts` stand in the cells, where
+    they are given; `hovers` say more about each."""
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    unit: str
+    texts: tuple[tuple[str, ...], ...] = ()
+    hovers: tuple[tuple[str, ...], ...] = ()
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +52,7 @@ class Section:
     title: str
     text: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
-    figures: tuple[Figure | Plot, ...] = ()
+    figures: tuple[Figure | Plot | Heatmap, ...] = ()
     badge: str = ""  # a word beside the heading
     quote: str = ""  # what is discussed, before the text
     formula: str = ""  # after the text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from plotly.utils import PlotlyJSONEncoder
 
 from ..plot import Curve, Plot
-from .document import Document, Figure
+from .document import Document, Figure, Heatmap
 
 # Okabe & Ito's palette, which those who see few colours can tell apart; gray for the limit.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#8A8A8A", "#56B4E9", "#D55E00")
@@ -23,6 +24,14 @@ TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+BARE: dict[str, Any] = {
+    "template": "none",
+    "autosize": True,
+    "margin": {"l": 56, "r": 8, "t": 8, "b": 8},
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+}
 
 
 def render(document: Document) -> str:
@@ -37,23 +46,22 @@ def write(document: Document, path: Path) -> None:
     path.write_text(render(document), encoding="utf-8")
 
 
-def plot(figure: Figure | Plot) -> str:
+def plot(figure: Figure | Plot | Heatmap) -> str:
     """The figure's data as JSON, safe inside a script element; the page's own script draws it and picks colours."""
-    drawing = curves(figure) if isinstance(figure, Plot) else bars(figure)
-    text = json.dumps(drawing, cls=PlotlyJSONEncoder)
+    text = json.dumps(DRAWN[type(figure)](figure), cls=PlotlyJSONEncoder)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def bars(figure: Figure) -> dict[str, Any]:
-    """Values over categories."""
+    """Values over categories; lines over depth, and on a logarithmic axis, which has no zero for a bar to stand on."""
     categories = list(figure.categories)
     traces = []
     for index, (name, values) in enumerate(figure.series.items()):
         if any(value is not None for value in values):  # an empty one keeps its colour, so that all figures agree
             colour, points = COLOURS[index % len(COLOURS)], {"name": name, "x": categories, "y": list(values)}
-            # A logarithmic axis has no zero for a bar to stand on.
             line = go.Scatter(**points, mode="lines+markers", marker_color=colour, connectgaps=True)
-            traces.append(line if figure.logarithmic else go.Bar(**points, marker_color=colour))
+            lines = figure.logarithmic or figure.lines
+            traces.append(line if lines else go.Bar(**points, marker_color=colour))
     yaxis = {"title": {"text": figure.unit}, "type": axis_type(figure.logarithmic)}
     return go.Figure(traces, layout({"type": "category"}, yaxis)).to_plotly_json()
 
@@ -91,14 +99,40 @@ def axis_type(logarithmic: bool) -> str:
 
 def layout(xaxis: dict[str, Any], yaxis: dict[str, Any]) -> go.Layout:
     return go.Layout(
-        template="none",
+        **BARE,
         barmode="group",
         height=360,
-        autosize=True,
-        margin={"l": 56, "r": 8, "t": 8, "b": 8},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         xaxis={"automargin": True, **xaxis},
         yaxis=yaxis,
     )
+
+
+def heat(figure: Heatmap) -> dict[str, Any]:
+    """Rows from the top down."""
+    options: dict[str, Any] = {"zmin": figure.low, "zmax": figure.high}
+    if figure.texts:
+        options |= {"text": [list(row) for row in figure.texts], "texttemplate": "%{text}", "textfont": {"size": 10}}
+    if figure.hovers:
+        options |= {"hovertext": [list(row) for row in figure.hovers], "hoverinfo": "text"}
+    trace = go.Heatmap(
+        x=list(figure.columns),
+        y=list(figure.rows),
+        z=[list(row) for row in figure.values],
+        colorscale="Cividis",
+        colorbar={"title": {"text": figure.unit, "side": "right"}, "thickness": 12},
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+        **options,
+    )
+    axes = go.Layout(
+        **BARE,
+        height=140 + 24 * max(len(figure.rows), 6),
+        xaxis={"automargin": True, "type": "category", "side": "top", "tickangle": -45},
+        yaxis={"automargin": True, "type": "category", "autorange": "reversed"},
+    )
+    return go.Figure([trace], axes).to_plotly_json()
+
+
+DRAWN: dict[type, Callable[[Any], dict[str, Any]]] = {Figure: bars, Plot: curves, Heatmap: heat}

@@ -1,0 +1,89 @@
+"""``addnorm inspect``"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import CommandError, UsageError
+from .output import Progress, add_output, check_output, deliver, progress
+
+if TYPE_CHECKING:
+    from ..report.document import Document
+    from ..xray import Inspection
+
+TEXT = "an X-ray of what Add & Norm does in a model: every site measured, and what is suspicious about it"
+BATCH = 16  # sentences
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", nargs="?", type=Path, help="a local Hugging Face folder; else MiniLM")
+    parser.add_argument("--text", metavar="FILE", type=Path, help="sentences, one a line; else a chapter of Alice")
+    add_output(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    check_output(args)
+    sentences = read(args.text) if args.text else None
+    with progress(args) as report_progress:
+        found = inspected(args.path, sentences, report_progress)
+
+    def document() -> Document:
+        from ..report.inspect import document
+
+        return document(found)
+
+    deliver(args, found.to_dict(), document)
+
+
+def read(path: Path) -> list[str]:
+    """The lines of a file that have any words; two are the fewest that a loss can be had from."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can not read {path}: {getattr(error, 'strerror', None) or error}") from error
+    sentences = [line for line in lines if line]
+    if len(sentences) < 2:
+        raise UsageError(f"{path} has {len(sentences)} sentences, one a line: give 2 or more")
+    return sentences
+
+
+def inspected(path: Path | None, sentences: list[str] | None, report_progress: Progress) -> Inspection:
+    """The model, run over the text, forward and backward."""
+    from ..demo import minilm
+    from ..demo.folder import load, pair_loss
+    from ..xray import inspect
+
+    try:
+        if path is None:
+            minilm.check_installed()
+            model, tokenizer = minilm.load_model(), minilm.Tokenizer()
+        elif importlib.util.find_spec("transformers") is None:
+            raise CommandError("transformers not installed: pip install 'addnorm[demo]'")
+        else:
+            model, tokenizer = load(path)
+    except ImportError as error:
+        raise CommandError(str(error)) from error
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+    sentences = sentences or minilm.load_sentences()
+
+    def batches() -> Iterator[Any]:
+        parts = grouped(sentences)
+        for done, part in enumerate(parts):
+            report_progress("inspect", done, len(parts))
+            yield tokenizer(part)
+
+    try:
+        return inspect(model, batches(), loss=pair_loss)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def grouped(sentences: Sequence[str]) -> list[Sequence[str]]:
+    """Batches of an even number of sentences, the odd one at the end left out."""
+    even = sentences[: len(sentences) // 2 * 2]
+    return [even[i : i + BATCH] for i in range(0, len(even), BATCH)]

@@ -1,0 +1,160 @@
+"""A model's call, captured as `fuse` captures it, with a probe at every site and nothing else changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.fx import GraphModule
+
+from ..fusing.capture import isolation, summary, traced
+from ..fusing.rewrite import copied
+from ..fusing.sites import Site, find_sites
+
+ROOT = "L['model']"  # how Dynamo names the argument of `traced` that the model is
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which site: the module that calls the norm, and how many norm calls it made before in this pass."""
+
+    norm: str
+    call: int
+
+    def __str__(self) -> str:
+        return f"{self.norm or '(the model itself)'}{f' [call {self.call}]' if self.call else ''}"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of a site from the graph alone."""
+
+    norm: str  # "layer" or "rms"
+    eps: float
+    weight_offset: float
+    carry: str  # what the next block adds to: "z", the sum (pre-norm), or "y", its norm (post-norm)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """The tensors of one call of a site: ``z = residual + x``, ``y = norm(z)``."""
+
+    x: Tensor  # the branch, after its dropout
+    residual: Tensor
+    z: Tensor
+    y: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def carried(self, kind: Kind) -> Tensor:
+        return self.z if kind.carry == "z" else self.y
+
+
+class Probe(Protocol):
+    """Who looks at the sites."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        """What is added in place of the branch."""
+        ...
+
+    def visit(self, place: Place, kind: Kind, visit: Visit) -> None:
+        """One call of a site."""
+        ...
+
+
+class ProbedCall:
+    """The model's call, run operation by operation from its captured graph, with a probe at each site.
+
+    A model that is fused or compiled is called as it was written. `skipped` has the norm calls that are no sites, with
+    the reason; `breaks` why parts could not be captured in one piece.
+    """
+
+    def __init__(self, model: nn.Module, probe: Probe) -> None:
+        self.model, self.probe = model, probe
+        self.skipped: dict[Place, str] = {}
+        self._seen: Counter[str] = Counter()
+        self._owners: dict[int, str] = {}
+        self._breaks = Counter(counters["graph_break"])
+        self._compiled = torch.compile(traced(model), backend=self.probed, **isolation())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._seen.clear()
+        return self._compiled("", *args, **kwargs)
+
+    @property
+    def breaks(self) -> tuple[str, ...]:
+        return tuple(summary(reason) for reason in Counter(counters["graph_break"]) - self._breaks)
+
+    def probed(self, module: GraphModule, _: list[Any]) -> Callable[..., Any]:
+        """Dynamo's backend: the captured piece with its probes."""
+        modules = self.model.named_modules()
+        self._owners = {id(p): name for name, m in modules for p in m.parameters(recurse=False)}
+        return self.with_probes(module).forward
+
+    def with_probes(self, module: GraphModule) -> GraphModule:
+        """A copy of the module, and of the graphs inside it, with a call of the probe at each site."""
+        graph, copies = copied(module.graph)
+        sites = find_sites(module.graph)
+        for site in sites:
+            result = copies[site.norm.result]
+            parameters = [None if node is None else copies[node] for node in (site.norm.weight, site.norm.bias)]
+            if site.add is None:
+                with graph.inserting_after(result):
+                    graph.call_function(self.left_alone(site), (parameters[0],))
+                continue
+            assert site.x is not None
+            assert site.residual is not None
+            add = copies[site.add]
+            branch = copies[site.dropout or site.x]
+            with graph.inserting_before(add):
+                gate = graph.call_function(self.probe.branch, (branch,))
+            add.replace_input_with(branch, gate)
+            with graph.inserting_after(result):
+                tensors = (gate, copies[site.residual], add, result, *parameters)
+                graph.call_function(self.visited(site, carry(site, sites)), tensors)
+        probed = GraphModule(module, graph)
+        for name, inner in module.named_children():
+            if isinstance(inner, GraphModule):
+                setattr(probed, name, self.with_probes(inner))
+        return probed
+
+    def visited(self, site: Site, carried: str) -> Callable[..., None]:
+        norm = site.norm
+        kind = Kind(norm.kind, float(norm.eps), norm.weight_offset, carried)
+
+        def note(x: Tensor, residual: Tensor, z: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+            place = self.place(site, weight)
+            self.probe.visit(place, kind, Visit(x, residual.expand_as(z), z, y, weight, bias))
+
+        return note
+
+    def left_alone(self, site: Site) -> Callable[[Tensor | None], None]:
+        def note(weight: Tensor | None) -> None:
+            self.skipped[self.place(site, weight)] = site.reason
+
+        return note
+
+    def place(self, site: Site, weight: Tensor | None) -> Place:
+        """A piece that serves several modules is traced with no path: then the weight tells whose call it is."""
+        stack = site.norm.result.meta.get("nn_module_stack") or {}
+        name = next((entry[0] for entry in reversed(stack.values())), "")
+        name = name[len(ROOT) :].lstrip(".") if name.startswith(ROOT) else self._owners.get(id(weight), name)
+        self._seen[name] += 1
+        return Place(name, self._seen[name] - 1)
+
+
+def carry(site: Site, sites: list[Site]) -> str:
+    """ "z" where a later site adds to this one's sum, "y" where it adds to its norm. The last site carries what the one
+    before it did; where the graph does not tell, a sum that is used elsewhere too is the stream."""
+    residuals = {each.residual for each in sites}
+    if site.add in residuals:
+        return "z"
+    if site.norm.result in residuals:
+        return "y"
+    sums = {each.add for each in sites if each.add is not None}
+    return "z" if site.stream or site.residual in sums else "y"

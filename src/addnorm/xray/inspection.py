@@ -1,0 +1,97 @@
+"""What an inspection found: plain data that prints well."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .base import Finding
+from .measurements import MEASUREMENTS
+
+
+@dataclass(frozen=True)
+class SiteResult:
+    """One Add & Norm site over all batches."""
+
+    site: str  # path of the module that calls the norm, with the number of the call where it calls several
+    norm: str  # "layer" or "rms"
+    carry: str  # what the next block adds to: "z", the sum (pre-norm), or "y", its norm (post-norm)
+    eps: float
+    width: int
+    tokens: int  # real ones
+    padding: int  # rows left out as padding
+    values: dict[str, float | None]  # of each measurement; None where nothing was there to measure
+    details: dict[str, dict[str, Any]]  # of those measurements that have more to tell
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What it cost, in seconds: one pass over the first batch, plain and inspected, and the capture before it."""
+
+    plain: float
+    inspected: float
+    capture: float
+    total: float  # the whole inspection
+
+    @property
+    def factor(self) -> float:
+        return self.inspected / self.plain
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Every measurement at every site, and the warnings, those of the whole model first."""
+
+    model: str
+    batches: int
+    backward: bool
+    sites: tuple[SiteResult, ...]  # in order of execution
+    overall: dict[str, float]  # the numbers that belong to the whole model
+    findings: tuple[Finding, ...]
+    skipped: dict[str, str]  # norm calls that are no Add & Norm sites, and why
+    breaks: tuple[str, ...]  # why parts of the model could not be captured in one piece
+    overhead: Overhead
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, the measurements explained."""
+        found = asdict(self)
+        found["overhead"]["factor"] = self.overhead.factor
+        found["measurements"] = {name: explained(name) for name in MEASUREMENTS}
+        return plain(found)
+
+    def __str__(self) -> str:
+        mode = "forward and backward" if self.backward else "forward"
+        tokens = self.sites[0].tokens
+        lines = [
+            f"{self.model}: {len(self.sites)} Add & Norm sites, {tokens} tokens in {self.batches} batches, {mode}; "
+            f"{self.overhead.factor:.1f} times a plain pass, after {self.overhead.capture:.1f} s of capture",
+            f"{len(self.findings)} finding{'s' if len(self.findings) != 1 else ''}",
+            *(f"  {finding}" for finding in self.findings),
+        ]
+        names = [name for name in MEASUREMENTS if any(site.values[name] is not None for site in self.sites)]
+        for name in names:
+            values = [value for site in self.sites if (value := site.values[name]) is not None]
+            whole = f"; over the model {self.overall[name]:.3g}" if name in self.overall else ""
+            lines.append(f"  {MEASUREMENTS[name].title}: {min(values):.3g} to {max(values):.3g}{whole}")
+        lines += [f"  no site: {name}: {reason}" for name, reason in self.skipped.items()]
+        lines += [f"  not captured in one piece: {reason}" for reason in self.breaks]
+        return "\n".join(lines)
+
+
+def explained(name: str) -> dict[str, Any]:
+    """A measurement in words."""
+    measurement = MEASUREMENTS[name]
+    texts = {key: getattr(measurement, key) for key in ("title", "formula", "source", "healthy")}
+    return {**texts, "rules": [asdict(rule) for rule in measurement.rules]}
+
+
+def plain(data: Any) -> Any:
+    """The same in lists and dicts, with None for NaN and a word for infinity, which JSON does not have."""
+    if isinstance(data, dict):
+        return {key: plain(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [plain(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None if math.isnan(data) else "inf" if data > 0 else "-inf"
+    return data

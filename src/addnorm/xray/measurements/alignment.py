@@ -1,0 +1,47 @@
+"""Does the branch point along the stream, against it, or elsewhere?"""
+
+from __future__ import annotations
+
+import torch
+
+from ..base import Measurement, Rule
+from ..streaming import Mean
+from ..tokens import Tokens
+
+
+class Alignment(Measurement):
+    """Rows with a branch or a stream of 0 have no angle and are left out."""
+
+    name = "alignment"
+    title = "alignment"
+    formula = "mean over tokens of cos(x, f)"
+    source = "the angle of a residual update; limits are rules of thumb"
+    healthy = "between -0.5 and 0.9; independent directions give 0"
+    rules = (
+        Rule(
+            -0.5,
+            above=False,
+            heuristic=True,
+            meaning="The branch erases: it points against the stream.",
+            action="Look whether it undoes the sublayer before it; two that cancel can be pruned together.",
+        ),
+        Rule(
+            0.9,
+            above=True,
+            heuristic=True,
+            meaning="The branch merely rescales the stream, which the norm takes out again.",
+            action="Look for a sublayer that copies its input: attention on the token itself, a linear FFN.",
+        ),
+    )
+
+    def __init__(self) -> None:
+        self.mean = Mean()
+
+    def update(self, tokens: Tokens) -> None:
+        length = tokens.x_norm * tokens.residual_norm
+        cosine = (tokens.x * tokens.residual).sum(-1) / length
+        self.mean.add(cosine[torch.isfinite(cosine)])
+
+    @property
+    def value(self) -> float | None:
+        return self.mean.value

@@ -1,0 +1,40 @@
+"""How far a site turns the stream."""
+
+from __future__ import annotations
+
+import torch
+
+from ..base import Measurement, Rule
+from ..streaming import Mean
+from ..tokens import Tokens
+
+
+class BlockInfluence(Measurement):
+    """Over one sublayer, where the paper takes a layer of two."""
+
+    name = "block_influence"
+    title = "block influence"
+    formula = "1 - mean over tokens of cos(x_in, x_out), the stream before and after the site"
+    source = "Men et al. 2024 (ShortGPT), arXiv:2403.03853"
+    healthy = "above 0.01"
+    rules = (
+        Rule(
+            0.01,
+            above=False,
+            heuristic=True,
+            meaning="The stream leaves the site as it came: a nearly idle sublayer.",
+            action="A candidate for pruning; in training, see whether its branch gets gradients.",
+        ),
+    )
+
+    def __init__(self) -> None:
+        self.mean = Mean()
+
+    def update(self, tokens: Tokens) -> None:
+        out = tokens.carried
+        cosine = (tokens.residual * out).sum(-1) / (tokens.residual_norm * out.norm(dim=-1))
+        self.mean.add(cosine[torch.isfinite(cosine)])
+
+    @property
+    def value(self) -> float | None:
+        return None if self.mean.value is None else 1 - self.mean.value

@@ -1,0 +1,45 @@
+"""Do the tokens of a sequence become one?"""
+
+from __future__ import annotations
+
+import torch
+
+from ..base import Measurement, Rule
+from ..streaming import Mean
+from ..tokens import Tokens
+
+
+class RankCollapse(Measurement):
+    """X are the real tokens of one sequence after the site, a row each; sequences of one token are left out."""
+
+    name = "rank_collapse"
+    title = "rank residual"
+    formula = "mean over sequences of |X - 1 mean(X)'| / |X|, Frobenius norms"
+    source = "Dong et al. 2021, arXiv:2103.03404: attention without skips and FFNs collapses doubly exponentially"
+    healthy = "above 0.1"
+    rules = (
+        Rule(
+            0.1,
+            above=False,
+            heuristic=True,
+            meaning="The tokens of a sequence are nearly the same vector.",
+            action="Look for attention that is uniform and for a skip that is lost; strengthen the skip or the FFN.",
+        ),
+    )
+
+    def __init__(self) -> None:
+        self.mean = Mean()
+
+    def update(self, tokens: Tokens) -> None:
+        rows, (_, which) = tokens.carried, torch.unique(tokens.sequence, return_inverse=True)
+        if not len(rows):
+            return
+        count = torch.bincount(which)
+        centre = rows.new_zeros(len(count), rows.shape[1]).index_add(0, which, rows) / count[:, None]
+        whole = rows.new_zeros(len(count)).index_add(0, which, rows.square().sum(-1))
+        apart = rows.new_zeros(len(count)).index_add(0, which, (rows - centre[which]).square().sum(-1))
+        self.mean.add((apart / whole).sqrt()[(count > 1) & (whole > 0)])
+
+    @property
+    def value(self) -> float | None:
+        return self.mean.value

@@ -1,0 +1,85 @@
+"""The probe of an inspection: it feeds every measurement of every site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .base import Measurement
+from .capture import Kind, Place, Visit
+from .measurements import MEASUREMENTS
+from .tokens import Layout, real_rows, tokens_of
+
+
+class SiteRecord:
+    """The measurements of one site."""
+
+    def __init__(self, kind: Kind, width: int) -> None:
+        self.kind, self.width = kind, width
+        self.tokens = self.padding = 0
+        self.measured: dict[str, Measurement] = {name: each() for name, each in MEASUREMENTS.items()}
+
+
+class Recorder:
+    """What is done at a site is `look`, one of `ignore`, `measure`, `keep` and `compare`, as the pass is for.
+
+    With `backward`, gradients of the stream are measured when they come; with `identity`, all branches are detached.
+    """
+
+    def __init__(self) -> None:
+        self.sites: dict[Place, SiteRecord] = {}
+        self.layout = Layout(0, None)
+        self.look: Callable[[Place, Kind, Visit], None] = self.ignore
+        self.backward = self.identity = False
+        self.leaves: list[Tensor] = []  # where a backward has to reach, so that it passes every site
+        self._kept: dict[Place, Tensor] = {}
+
+    def branch(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() or (x.requires_grad and not self.identity):
+            return x
+        leaf = x.detach().requires_grad_()
+        self.leaves.append(leaf)
+        return leaf
+
+    def visit(self, place: Place, kind: Kind, visit: Visit) -> None:
+        if place not in self.sites:
+            self.sites[place] = SiteRecord(kind, visit.z.shape[-1])
+        self.look(place, kind, visit)
+
+    def ignore(self, place: Place, kind: Kind, visit: Visit) -> None:
+        """Only note that the site is there."""
+
+    def measure(self, place: Place, kind: Kind, visit: Visit) -> None:
+        site = self.sites[place]
+        if not self.identity:
+            tokens = tokens_of(kind, visit, self.layout)
+            site.tokens += len(tokens.z)
+            site.padding += tokens.padding
+            for measurement in site.measured.values():
+                measurement.update(tokens)
+        if self.backward:
+            visit.carried(kind).register_hook(self.arrival(site))
+
+    def arrival(self, site: SiteRecord) -> Callable[[Tensor], None]:
+        layout, identity = self.layout, self.identity
+
+        def note(gradient: Tensor) -> None:
+            rows = real_rows(gradient, layout)
+            for measurement in site.measured.values():
+                measurement.gradient(rows, identity=identity)
+
+        return note
+
+    def keep(self, place: Place, kind: Kind, visit: Visit) -> None:
+        """Remember what real tokens get."""
+        self._kept[place] = real_rows(visit.y, self.layout)
+
+    def compare(self, place: Place, kind: Kind, visit: Visit) -> None:
+        """Hold what they get now against it."""
+        before, after = self._kept.pop(place), real_rows(visit.y, self.layout)
+        known = before.isfinite()
+        change = (after - before)[known].abs().nan_to_num(nan=torch.inf)
+        for measurement in self.sites[place].measured.values():
+            measurement.repadded(float(change.max()) if change.numel() else 0.0)

@@ -1,0 +1,240 @@
+"""`inspect`: run a model over batches and measure every Add & Norm site."""
+
+from __future__ import annotations
+
+import inspect as signatures
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import Finding
+from .capture import ProbedCall
+from .inspection import Inspection, Overhead, SiteResult
+from .measurements import MEASUREMENTS
+from .padding import repadded
+from .recorder import Recorder
+from .tokens import Layout, batch_first, named_inputs, real_tokens
+
+Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+Loss = Callable[..., Tensor]
+
+
+def inspect(model: nn.Module, batches: Iterable[Batch], *, loss: Loss | None = None) -> Inspection:
+    """What Add & Norm does in a model: every measurement at every site, and what is suspicious about it.
+
+    A site is ``z = residual + x; y = norm(z)``, as `addnorm.fuse` finds it; a model that is fused or compiled is
+    inspected as it was written. It runs in eval mode and operation by operation, and is left as it was: its mode, its
+    gradients, its hooks. Tensors are measured in float64, real tokens only, as the attention mask tells
+    (``attention_mask``, ``src_key_padding_mask``, ``key_padding_mask`` or ``padding_mask``, ``(sequences, tokens)``;
+    all tokens without one); tokens with NaN or infinity are counted and left out of the rest. Memory does not grow
+    with the number of batches.
+
+    Args:
+        model: Any module in which `addnorm.fuse` finds sites.
+        batches: The inputs of each pass: a tensor, a tuple of arguments or a dict of keyword arguments. Read once.
+        loss: ``loss(output)`` or ``loss(output, batch)``, a scalar: then gradients are measured too, at the cost of two
+            backward passes a batch, one of them with all branches detached.
+
+    Returns:
+        An `Inspection`: ``.findings`` are the warnings, each with what to do, ``.sites`` the values,
+        ``.to_dict()`` everything.
+
+    Raises:
+        TypeError: model is no module, or batches are of another kind.
+        ValueError: no batch, no Add & Norm site, or a loss that is no scalar with a gradient.
+
+    >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    >>> found = inspect(layer, [torch.randn(2, 5, 8)])
+    >>> [site.site for site in found.sites], found.findings
+    (['norm1', 'norm2'], ())
+    """
+    check(model, batches)
+    model = getattr(model, "_orig_mod", model)
+    start = time.perf_counter()
+    run = Run(model, loss)
+    count = 0
+    with undisturbed(model), torch.set_grad_enabled(loss is not None):
+        for batch in batches:
+            run.take(batch, count)
+            count += 1
+    if not count:
+        raise ValueError("batches is empty: there is nothing to inspect")
+    return run.result(count, time.perf_counter() - start)
+
+
+def check(model: Any, batches: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(batches, (Tensor, Mapping, str, bytes)) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches must be an iterable of batches, each a tensor, a tuple or a dict; got {type(batches).__name__}: "
+            "give one batch as [batch]"
+        )
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and none of torch's shortcuts around the norms; afterwards each module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    shortcut = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(shortcut)
+        for module in training:
+            module.training = True
+
+
+class Run:
+    """An inspection under way."""
+
+    def __init__(self, model: nn.Module, loss: Loss | None) -> None:
+        self.model, self.loss = model, loss
+        self.recorder = Recorder()
+        self.call = ProbedCall(model, self.recorder)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.batch_first = batch_first(model)
+        self.leak_tried = False
+        self.times: dict[str, float] = {}
+
+    def take(self, batch: Any, number: int) -> None:
+        """Measure one batch."""
+        args, kwargs = arguments(batch)
+        real = real_tokens(named_inputs(self.model, args, kwargs))
+        self.recorder.layout = Layout(number, real, self.batch_first)
+        if number == 0:
+            self.begin(batch)
+        with self.timed("inspected" if number == 0 else ""):
+            self.forward_backward(batch, self.recorder.measure, identity=False)
+            if self.loss is not None:
+                self.forward_backward(batch, self.recorder.measure, identity=True)
+        if real is not None and not real.all() and real.any() and not self.leak_tried:
+            self.leak_tried = True
+            self.repad(args, kwargs, real)
+
+    def begin(self, batch: Any) -> None:
+        """Before the first batch: a plain pass, where the model may say what it thinks of the batch; the capture; and a
+        plain pass by the clock."""
+        args, kwargs = arguments(batch)
+        self.model._call_impl(*args, **kwargs)
+        with self.timed("capture"):
+            self.call(*args, **kwargs)
+        if not self.recorder.sites:
+            raise ValueError(f"no Add & Norm site found in {type(self.model).__name__}{self.why()}")
+        with self.timed("plain"):
+            output = self.model._call_impl(*args, **kwargs)
+            if self.loss is not None:
+                self.backward(output, batch)
+
+    def why(self) -> str:
+        reasons = [f"{place}: {reason}" for place, reason in self.call.skipped.items()] + list(self.call.breaks)
+        return f": {'; '.join(reasons)}" if reasons else ": it calls no LayerNorm and no RMSNorm"
+
+    def forward_backward(self, batch: Any, look: Callable[..., None], *, identity: bool) -> None:
+        recorder = self.recorder
+        args, kwargs = arguments(batch)
+        recorder.look, recorder.backward, recorder.identity = look, self.loss is not None, identity
+        recorder.leaves.clear()
+        try:
+            output = self.call(*args, **kwargs)
+            recorder.look = recorder.ignore  # what a checkpoint computes again was seen
+            if self.loss is not None:
+                self.backward(output, batch)
+        finally:
+            recorder.look, recorder.backward, recorder.identity = recorder.ignore, False, False
+            recorder.leaves.clear()
+
+    def backward(self, output: Any, batch: Any) -> None:
+        """Gradients as the hooks at the sites see them; none is left on a parameter."""
+        assert self.loss is not None
+        value = self.loss(*(output, batch)[: positional(self.loss)])
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError(f"loss must give a scalar tensor, got {described(value)}")
+        if not value.requires_grad:
+            raise ValueError("loss must give a scalar with a gradient, got one that depends on no parameter")
+        torch.autograd.grad(value.sum(), [*self.parameters, *self.recorder.leaves], allow_unused=True)
+
+    @torch.no_grad()
+    def repad(self, args: tuple[Any, ...], kwargs: dict[str, Any], real: Tensor) -> None:
+        """Run the batch as it is and with something else in the padding."""
+        recorder = self.recorder
+        changed = repadded(args, kwargs, real, batch_first=self.batch_first)
+        for look, (some, named) in ((recorder.keep, (args, kwargs)), (recorder.compare, changed)):
+            recorder.look = look
+            self.call(*some, **named)
+        recorder.look = recorder.ignore
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times[name] = time.perf_counter() - start
+
+    def result(self, batches: int, total: float) -> Inspection:
+        records = {str(place): site for place, site in self.recorder.sites.items()}
+        overall: dict[str, float] = {}
+        findings: list[Finding] = []
+        for name, measurement in MEASUREMENTS.items():
+            sites = {site: record.measured[name] for site, record in records.items()}
+            whole = measurement.overall(list(sites.values()))
+            if whole is not None:
+                overall[name] = whole
+            findings += measurement.findings(sites)
+        return Inspection(
+            model=type(self.model).__name__,
+            batches=batches,
+            backward=self.loss is not None,
+            sites=tuple(
+                SiteResult(
+                    site=name,
+                    norm=record.kind.norm,
+                    carry=record.kind.carry,
+                    eps=record.kind.eps,
+                    width=record.width,
+                    tokens=record.tokens,
+                    padding=record.padding,
+                    values={each: measured.value for each, measured in record.measured.items()},
+                    details={each: more for each, measured in record.measured.items() if (more := measured.details())},
+                )
+                for name, record in records.items()
+            ),
+            overall=overall,
+            findings=tuple(findings),
+            skipped={str(place): reason for place, reason in self.call.skipped.items()},
+            breaks=self.call.breaks,
+            overhead=Overhead(self.times["plain"], self.times["inspected"], self.times["capture"], total),
+        )
+
+
+def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A batch as the arguments of the model's call."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, (tuple, list)):
+        return tuple(batch), {}
+    raise TypeError(f"a batch must be a tensor, a tuple or a dict, got {type(batch).__name__}")
+
+
+def positional(function: Callable[..., Any]) -> int:
+    """How many of ``(output, batch)`` a loss takes: two if it can."""
+    try:
+        signatures.signature(function).bind(None, None)
+    except TypeError:
+        return 1
+    except ValueError:  # a builtin that does not tell
+        return 1
+    return 2
+
+
+def described(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

