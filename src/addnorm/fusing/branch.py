@@ -10,7 +10,7 @@ from torch.fx import Node
 from torch.nn import functional as F  # noqa: N812
 
 from ..call import DTYPES
-from .nodes import example, is_call, is_product, is_quotient, same, shape
+from .nodes import example, is_call, is_product, is_quotient, same, shape, value_users
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ def branch_of(node: Node) -> Branch:
 def peeled(branch: Branch) -> Branch | None:
     """The branch with one more operation folded in."""
     node = branch.x
-    if len(node.users) != 1:
+    if len(value_users(node)) != 1:
         return None
     found = dropout_of(node)
     if found is not None:
@@ -61,7 +61,8 @@ def peeled(branch: Branch) -> Branch | None:
 
 def scaled(branch: Branch, source: Any, factor: Any) -> Branch | None:
     """The branch with a factor folded in, where that is one per feature, one per row, or a number."""
-    if example(source) is None:
+    before, after = example(source), example(branch.x)
+    if before is None or after is None or before.dtype != after.dtype:
         return None
     if is_number(factor):
         return replace(branch, x=source, branch_scale=float(factor)) if branch.branch_scale is None else None

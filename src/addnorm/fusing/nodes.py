@@ -169,3 +169,8 @@ def title(node: Any) -> str:
     if node.op == "placeholder":
         return "an input of the captured code"
     return getattr(node.target, "__name__", str(node.target))
+
+
+def value_users(node: Node) -> list[Node]:
+    """Those who use a node's values, not only its type and device."""
+    return [user for user in node.users if not is_method(user, "new_empty", "new_ones", "new_zeros", "new_full")]

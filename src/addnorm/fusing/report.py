@@ -16,7 +16,7 @@ class Outcome:
     fused: bool
     folded: tuple[
         str, ...
-    ] = ()  # what the fused call took in, by argument of `add_norm`: "branch_bias", "dropout", ..., "add"
+    ] = ()  # what the fused call took in: "branch_bias", "dropout", ..., "add"
     stream: bool = False  # whether the sum is used elsewhere too, as in pre-norm
     plain: bool = False  # whether it runs as a fused norm alone, there being no sum before it
     reason: str = ""  # why it is not fused with a sum

@@ -93,6 +93,7 @@ def put(
     result.replace_all_uses_with(y)
     moved[result] = y
     for node in reversed(old):
+        node.replace_all_uses_with(x)  # what asks for its type and device only
         graph.erase_node(node)
     for node in reversed(site.norm.gain_nodes):
         if not copies[node].users:

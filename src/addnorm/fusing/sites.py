@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 from ..call import DTYPES
 from .branch import Branch, branch_of, dropout_of, residual_of
 from .changes import Change, blocked, changes
-from .nodes import example, is_call, is_method, is_sum, same, shape, title
+from .nodes import example, is_call, is_method, is_sum, same, shape, title, value_users
 from .patterns import norm_calls
 from .written import NormCall
 
@@ -150,7 +150,7 @@ def checked(site: Site, order: dict[Node, int], found: list[Change]) -> Site:
 def obstacle(site: Site, order: dict[Node, int], found: list[Change]) -> str:
     inside = {*site.nodes}
     for node in site.nodes:
-        if node not in (site.norm.result, site.add) and any(user not in inside for user in node.users):
+        if node not in (site.norm.result, site.add) and any(user not in inside for user in value_users(node)):
             return f"an intermediate result ({title(node)}) is used elsewhere"
     place = order[site.norm.result if site.add is None else site.add]
     parameters = (node for node in (site.norm.weight, site.norm.bias) if node is not None)
