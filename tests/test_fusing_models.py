@@ -37,6 +37,8 @@ BOTH = {
     "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": WORDS,
     "use_cache": False, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2,
 }  # fmt: skip
+RATES = ("p", "dropout", "activation_dropout", "attention_dropout", "dropout_prob", "drop_prob", "layerdrop")
+ENDS = {"bos_token_id": 0, "eos_token_id": 0}
 CLIP_TEXT = {**PLAIN, "max_position_embeddings": 16, "eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1}
 
 
@@ -44,8 +46,7 @@ def hf(name: str, **config: Any) -> Callable[[], nn.Module]:
     """A transformers model with random weights, by the beginning of its classes' names."""
 
     def build() -> nn.Module:
-        family = {"Gemma3Text": "Gemma3Text"}.get(name, name)
-        return getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(**config))
+        return getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**config))
 
     return build
 
@@ -88,20 +89,28 @@ class Case:
 
 
 L = LAYERS
+SCALED = ("branch_bias", "branch_scale", "row_scale", "add")
+FULL = ("branch_bias", "dropout", "add")
 CASES = {
     # Post-norm: two sums per layer, and the embeddings' (word and type + position) before the first.
-    "bert": Case(hf("Bert", **PLAIN), text, 2 * L + 1, 0, ("branch_bias", "dropout", "add")),
-    "roberta": Case(hf("Roberta", **PLAIN), text, 2 * L + 1, 0, ("branch_bias", "dropout", "add")),
+    "bert": Case(hf("Bert", **PLAIN), text, 2 * L + 1, 0, FULL),
+    "roberta": Case(hf("Roberta", **PLAIN), text, 2 * L + 1, 0, FULL),
     "distilbert": Case(
         hf("DistilBert", dim=WIDTH, n_layers=L, n_heads=2, hidden_dim=48, vocab_size=WORDS),
-        text, 2 * L + 1, 0, ("branch_bias", "dropout", "add"),
-    ),  # fmt: skip
+        text,
+        2 * L + 1,
+        0,
+        FULL,
+    ),
     # Pre-norm: each norm but the first follows the sum of the sublayer before it, the last norm the last sum:
     # 2L + 1 norms, 2L sums. GPT-2's Linear is a Conv1D, an addmm whose bias stays there.
     "gpt2": Case(
-        hf("GPT2", n_embd=WIDTH, n_layer=L, n_head=2, vocab_size=WORDS, use_cache=False, bos_token_id=0, eos_token_id=0),
-        text, 2 * L, 1, ("dropout", "add"),
-    ),  # fmt: skip
+        hf("GPT2", n_embd=WIDTH, n_layer=L, n_head=2, vocab_size=WORDS, use_cache=False, **ENDS),
+        text,
+        2 * L,
+        1,
+        ("dropout", "add"),
+    ),
     "llama": Case(hf("Llama", **DECODER), text, 2 * L, 1),
     "mistral": Case(hf("Mistral", **DECODER), text, 2 * L, 1),
     # The same, and a norm of the queries and one of the keys per layer: 2L more without a sum.
@@ -111,35 +120,45 @@ CASES = {
     # Pre-norm encoder with two sublayers a layer and decoder with three, a final norm each: 2L and 3L sums.
     "t5": Case(
         hf("T5", d_model=WIDTH, num_layers=L, num_heads=2, d_ff=48, d_kv=16, vocab_size=WORDS, use_cache=False),
-        lambda: {**text(), "decoder_input_ids": words(5)}, 5 * L, 2, ("dropout", "add"),
-    ),  # fmt: skip
+        lambda: {**text(), "decoder_input_ids": words(5)},
+        5 * L,
+        2,
+        ("dropout", "add"),
+    ),
     "whisper": Case(
         hf("Whisper", **BOTH, num_mel_bins=8, max_source_positions=16, max_target_positions=16),
         lambda: {"input_features": torch.randn(SENTENCES, 8, 32), "decoder_input_ids": words(5)},
-        5 * L, 2, ("branch_bias", "dropout", "add"),
-    ),  # fmt: skip
-    # Post-norm, two sublayers in the encoder's layers, three in the decoder's, and both embeddings' sums.
-    "bart": Case(
-        hf("Bart", **BOTH, max_position_embeddings=32), text, 5 * L + 2, 0, ("branch_bias", "dropout", "add")
+        5 * L,
+        2,
+        FULL,
     ),
+    # Post-norm, two sublayers in the encoder's layers, three in the decoder's, and both embeddings' sums.
+    "bart": Case(hf("Bart", **BOTH, max_position_embeddings=32), text, 5 * L + 2, 0, FULL),
     # Pre-norm; the first norm comes after the embeddings' dropout.
-    "vit": Case(hf("ViT", **VISION, hidden_dropout_prob=0.1), image, 2 * L, 1, ("branch_bias", "dropout", "add")),
+    "vit": Case(hf("ViT", **VISION, hidden_dropout_prob=0.1), image, 2 * L, 1, FULL),
     # Text: pre-norm, but the first norm follows the embeddings' sum: 2L + 1 of 2L + 1. Vision: a norm after the
     # embeddings' sum, then the first layer's norm of that one, 2L - 1 more after sums, and one of the class token.
     "clip": Case(
         hf("CLIP", text_config={**CLIP_TEXT, "projection_dim": 16}, vision_config={**VISION, "projection_dim": 16}),
-        lambda: {**text(), **image()}, 4 * L + 1, 2, ("branch_bias", "add"),
-    ),  # fmt: skip
-    "encoder, post": Case(lambda: encoder(False), vectors("src"), 2 * L, 0, ("branch_bias", "dropout", "add")),
-    "encoder, pre": Case(lambda: encoder(True), vectors("src"), 2 * L - 1, 1, ("branch_bias", "dropout", "add")),
-    "decoder, post": Case(lambda: decoder(False), vectors("tgt", "memory"), 3 * L, 0, ("branch_bias", "dropout", "add")),
-    "decoder, pre": Case(lambda: decoder(True), vectors("tgt", "memory"), 3 * L, 1, ("branch_bias", "dropout", "add")),
+        lambda: {**text(), **image()},
+        4 * L + 1,
+        2,
+        ("branch_bias", "add"),
+    ),
+    "encoder, post": Case(lambda: encoder(False), vectors("src"), 2 * L, 0, FULL),
+    "encoder, pre": Case(lambda: encoder(True), vectors("src"), 2 * L - 1, 1, FULL),
+    "decoder, post": Case(lambda: decoder(False), vectors("tgt", "memory"), 3 * L, 0, FULL),
+    "decoder, pre": Case(lambda: decoder(True), vectors("tgt", "memory"), 3 * L, 1, FULL),
     # Post-norm by hand, and timm's block: pre-norm with LayerScale and DropPath; its last sum has no norm after it.
-    "by hand": Case(lambda: hand.stack(hand.PostNorm, L, WIDTH), vectors("input"), L, 0, ("branch_bias", "dropout", "add")),
+    "by hand": Case(lambda: hand.stack(hand.PostNorm, L, WIDTH), vectors("input"), L, 0, FULL),
     "timm": Case(
-        lambda: hand.stack(hand.TimmBlock, L, WIDTH), vectors("input"), 2 * L - 1, 1, ("branch_bias", "branch_scale", "row_scale", "add"),
-    ),  # fmt: skip
-}  # fmt: skip
+        lambda: hand.stack(hand.TimmBlock, L, WIDTH),
+        vectors("input"),
+        2 * L - 1,
+        1,
+        SCALED,
+    ),
+}
 
 
 def build(case: Case, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -175,7 +194,15 @@ def results(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def quiet(model: nn.Module) -> nn.Module:
     """In train mode, but with nothing random: every probability is 0."""
     for module in model.modules():
-        for name in ("p", "dropout", "activation_dropout", "attention_dropout", "dropout_prob", "drop_prob", "layerdrop"):
+        for name in (
+            "p",
+            "dropout",
+            "activation_dropout",
+            "attention_dropout",
+            "dropout_prob",
+            "drop_prob",
+            "layerdrop",
+        ):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     return model.train()

@@ -151,7 +151,10 @@ class TimmBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.mix, self.mlp = nn.Linear(width, width), nn.Sequential(nn.Linear(width, 48), nn.GELU(), nn.Linear(48, width))
+        self.mix, self.mlp = (
+            nn.Linear(width, width),
+            nn.Sequential(nn.Linear(width, 48), nn.GELU(), nn.Linear(48, width)),
+        )
         self.ls1, self.ls2 = LayerScale(width), LayerScale(width)
         self.drop_path1, self.drop_path2 = DropPath(), DropPath()
 

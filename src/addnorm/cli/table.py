@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import bench, demo, doctor
+from . import bench, demo, doctor, fuse
 
-COMMANDS: dict[str, ModuleType] = {"demo": demo, "bench": bench, "doctor": doctor}
+COMMANDS: dict[str, ModuleType] = {"demo": demo, "fuse": fuse, "bench": bench, "doctor": doctor}

@@ -14,9 +14,7 @@ class Outcome:
     call: int  # 0 for this module's first norm call in a pass through the model
     kind: str  # "layer" or "rms"; "" where no call was seen
     fused: bool
-    folded: tuple[
-        str, ...
-    ] = ()  # what the fused call took in: "branch_bias", "dropout", ..., "add"
+    folded: tuple[str, ...] = ()  # what the fused call took in: "branch_bias", "dropout", ..., "add"
     stream: bool = False  # whether the sum is used elsewhere too, as in pre-norm
     plain: bool = False  # whether it runs as a fused norm alone, there being no sum before it
     reason: str = ""  # why it is not fused with a sum
