@@ -119,7 +119,7 @@ def run(
     steps = {kind: step(models[kind].train(training), batch, training) for kind in ("before", "after")}
     for each in steps.values():
         each()  # captures, before the clock runs
-    seconds = interleaved(steps, rounds=rounds, warmup=1, budget=20.0)
+    seconds = interleaved(steps, rounds=rounds, warmup=1, budget=8.0)
     progress("measure", 3, 3)
     kind = type(model).__name__
     return Fused(str(path), kind, training, handle.report.to_dict(), outputs, gradients, seconds)
