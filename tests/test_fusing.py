@@ -178,7 +178,7 @@ def test_report_of_bert() -> None:
     assert {site["norm"] for site in report["sites"]} == norms
     by_norm = {site["norm"]: site for site in report["sites"]}
     assert by_norm["embeddings.LayerNorm"]["folded"] == ["add"]
-    assert by_norm["encoder.layer.0.output.LayerNorm"]["folded"] == ["dropout", "add"]
+    assert by_norm["encoder.layer.0.output.LayerNorm"]["folded"] == ["branch_bias", "dropout", "add"]
     assert all(site["backend"] for site in report["sites"])
     model.train()
     model(**case.inputs())
@@ -276,7 +276,7 @@ def test_models_that_differ_in_a_number_are_apart() -> None:
             if isinstance(module, nn.Dropout):
                 module.p = number
         handle = fuse(model, example=x)
-        assert [site.folded for site in handle.report.sites] == [("dropout", "add")] * 2 * LAYERS
+        assert ["dropout" in site.folded for site in handle.report.sites] == [True] * 2 * LAYERS
 
 
 def test_an_error_inside_with_undoes_too() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import bench, demo, doctor, explain, inspect, placements
+from . import bench, demo, doctor, explain, fuse, inspect, placements
 
 COMMANDS: dict[str, ModuleType] = {
     "demo": demo,
+    "fuse": fuse,
     "bench": bench,
     "placements": placements,
     "inspect": inspect,

@@ -106,8 +106,8 @@ class Piece:
         self.module = module
         inner = [part for part in module.modules() if isinstance(part, GraphModule)]
         sites = [site for part in inner for site in find_sites(part.graph)]
-        self.trials = {site: Trial(site, named, record) for site in sites if not site.reason}
-        self.others = [site for site in sites if site.reason]
+        self.trials = {site: Trial(site, named, record) for site in sites if site.plain or not site.reason}
+        self.others = [site for site in sites if site not in self.trials]
 
         def left_alone(site: Site) -> Callable[[Tensor | None], None]:
             def note(weight: Tensor | None) -> None:

@@ -14,13 +14,16 @@ class Outcome:
     call: int  # 0 for this module's first norm call in a pass through the model
     kind: str  # "layer" or "rms"; "" where no call was seen
     fused: bool
-    folded: tuple[str, ...] = ()  # what the fused call took in, in order of execution: "dropout", "add"
+    folded: tuple[str, ...] = ()  # what the fused call took in: "branch_bias", "dropout", ..., "add"
     stream: bool = False  # whether the sum is used elsewhere too, as in pre-norm
-    reason: str = ""  # why it is not fused
+    plain: bool = False  # whether it runs as a fused norm alone, there being no sum before it
+    reason: str = ""  # why it is not fused with a sum
     backend: str = ""  # which backend took the call when it was verified
 
     def __str__(self) -> str:
         name = f"{self.norm or '(the model itself)'}{f' [call {self.call}]' if self.call else ''}"
+        if self.plain:
+            return f"plain  {name}: {self.kind} norm alone ({self.backend}), {self.reason}"
         if not self.fused:
             return f"left   {name}: {self.reason}"
         parts = " + ".join((*self.folded, f"{self.kind} norm"))
@@ -48,6 +51,11 @@ class Report:
         return sum(outcome.fused for outcome in self.sites)
 
     @property
+    def plain(self) -> int:
+        """Norms without a sum before them that run as one fused norm; they are among the skipped."""
+        return sum(outcome.plain for outcome in self.sites)
+
+    @property
     def skipped(self) -> int:
         return len(self.sites) - self.fused
 
@@ -59,7 +67,8 @@ class Report:
     def __str__(self) -> str:
         if not self.outcomes and not self.breaks:
             return "no norm calls seen yet: the report is complete after the first call of the model"
-        lines = [f"{self.fused} of {len(self.outcomes)} norm calls fused"]
+        alone = f", {self.plain} more run as a plain norm" if self.plain else ""
+        lines = [f"{self.fused} of {len(self.outcomes)} norm calls fused with their sum{alone}"]
         lines += [f"  {outcome}" for outcome in self.sites]
         lines += [f"  not captured in one piece: {reason}" for reason in self.breaks]
         return "\n".join(lines)

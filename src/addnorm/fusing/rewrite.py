@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
+from torch.nn import functional as F  # noqa: N812
 
-from .patterns import example
-from .sites import Site, same, shape
+from .nodes import example, same, shape
+from .sites import Site
 
 Target = Callable[..., Any]
 
@@ -69,19 +70,21 @@ def put(
     now: Callable[[Node | None], Node | None],
 ) -> None:
     """One fused call at the place of the sum, and the site's own nodes away."""
-    assert site.add is not None
     old = [copies[node] for node in site.nodes]
-    add, result = copies[site.add], copies[site.norm.result]
-    with graph.inserting_before(add):
-        residual = now(site.residual)
-        if not same(shape(site.residual), shape(site.add)):
-            residual = graph.call_method("expand_as", (residual, now(site.x)))
-        operands = (now(site.x), residual, now(site.norm.weight), now(site.norm.bias))
-        while operands[-1] is None:
-            operands = operands[:-1]
-        y = call = graph.call_function(target, operands, options(site))
+    result = copies[site.norm.result]
+    place = result if site.add is None else copies[site.add]
+    with graph.inserting_before(place):
+        x, residual = operands(graph, site, now)
+        arguments: tuple[Any, ...] = (x, residual, now(site.norm.weight), now(site.norm.bias))
+        while arguments[-1] is None:
+            arguments = arguments[:-1]
+        tensors: dict[str, Any] = {name: now(node) for name, node in site.tensors.items()}
+        if "row_scale" in tensors:
+            tensors["row_scale"] = graph.call_method("squeeze", (tensors["row_scale"], -1))
+        y = call = graph.call_function(target, arguments, {**options(site), **tensors})
         call.meta = dict(result.meta)
-        if site.stream:
+        if site.stream and site.add is not None:
+            add = copies[site.add]
             y = graph.call_function(operator.getitem, (call, 0))
             stream = graph.call_function(operator.getitem, (call, 1))
             y.meta, stream.meta = dict(result.meta), dict(add.meta)
@@ -90,14 +93,37 @@ def put(
     result.replace_all_uses_with(y)
     moved[result] = y
     for node in reversed(old):
+        node.replace_all_uses_with(x)  # what asks for its type and device only
         graph.erase_node(node)
     for node in reversed(site.norm.gain_nodes):
         if not copies[node].users:
             graph.erase_node(copies[node])
 
 
+def operands(graph: Graph, site: Site, now: Callable[[Node | None], Node | None]) -> tuple[Any, Any]:
+    """x and the residual in the sum's shape; of a Linear whose bias is folded in, what it is without."""
+    x, residual = now(site.x), now(site.residual)
+    assert x is not None
+    if "branch_bias" in site.tensors:
+        with graph.inserting_before(x):
+            bare = graph.call_function(F.linear, x.args[:2], {k: v for k, v in x.kwargs.items() if k != "bias"})
+        bare.meta = dict(x.meta)
+        x.replace_all_uses_with(bare)
+        graph.erase_node(x)
+        x = bare
+    if residual is None:
+        return x, None
+    whole = shape(site.add)
+    if not same(shape(site.x), whole):
+        both = graph.call_function(torch.broadcast_tensors, (x, residual))
+        return tuple(graph.call_function(operator.getitem, (both, index)) for index in (0, 1))  # type: ignore
+    if not same(shape(site.residual), whole):
+        residual = graph.call_method("expand_as", (residual, x))
+    return x, residual
+
+
 def options(site: Site) -> dict[str, Any]:
-    """The keyword arguments of the fused call: those that differ from the defaults, and eps."""
+    """The keyword arguments of the fused call that are numbers: those that differ from the defaults, and eps."""
     norm = site.norm
     chosen: dict[str, Any] = {"eps": norm.eps}
     if norm.kind != "layer":
@@ -106,8 +132,13 @@ def options(site: Site) -> dict[str, Any]:
         chosen["weight_offset"] = norm.weight_offset
     if site.training and site.dropout_p > 0:
         chosen["dropout_p"] = site.dropout_p
-    x, residual, z, y = (dtype_of(node) for node in (site.x, site.residual, site.add, norm.result))
-    stored = torch.promote_types(x, residual)
+    if site.branch is not None and isinstance(site.branch.branch_scale, float):
+        chosen["branch_scale"] = site.branch.branch_scale
+    if site.residual_scale != 1:
+        chosen["residual_scale"] = site.residual_scale
+    given = [dtype_of(node) for node in (site.x, site.residual) if node is not None]
+    stored = given[0] if len(given) == 1 else torch.promote_types(*given)
+    y, z = dtype_of(norm.result), stored if site.add is None else dtype_of(site.add)
     if y != stored:
         chosen["out_dtype"] = y
     if z != stored:
@@ -116,24 +147,32 @@ def options(site: Site) -> dict[str, Any]:
 
 
 def original(site: Site, *, dropout: bool, dtype: torch.dtype | None = None) -> GraphModule:
-    """The site's own operations as a module of ``(x, residual, weight, bias)`` that gives ``(y, sum)``.
+    """The site's own operations as a module of ``(x, residual, weight, bias)``, and of what the branch has beside x by
+    name, that gives ``(y, sum)``.
 
     Without `dropout` it is left out. With a `dtype` every cast to a floating-point type is one to this type.
     """
-    assert site.add is not None
-    assert site.x is not None
     graph = Graph()
     places: dict[Node, Node] = {}
     for name, leaf in zip(("x", "residual", "weight", "bias"), leaves(site), strict=True):
         place = graph.placeholder(name)
         if leaf is not None:
             places.setdefault(leaf, place)
+    for name, leaf in site.tensors.items():
+        place = graph.placeholder(name)
+        if name == "row_scale":
+            place = graph.call_method("unsqueeze", (place, -1))
+        if name == "branch_bias" and site.x is not None:
+            places[site.x] = graph.call_method("add", (places[site.x], place))
+        places.setdefault(leaf, place)
     for node in (*site.norm.gain_nodes, *site.nodes):
         if node is site.dropout and not dropout:
-            places[node] = places[site.x]
+            places[node] = places[node.all_input_nodes[0]]
         else:
             places[node] = retyped(graph.node_copy(node, lambda source: places[source]), dtype)
-    graph.output((places[site.norm.result], places[site.add]))
+    total = site.x if site.add is None else site.add
+    assert total is not None
+    graph.output((places[site.norm.result], places[total]))
     return GraphModule({}, graph)
 
 

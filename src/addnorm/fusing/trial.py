@@ -14,6 +14,7 @@ from .rewrite import original
 from .sites import Site
 
 Results = tuple[Tensor, Tensor]
+SLOW = "eager"  # the backend in plain torch, which gains nothing where there is no sum
 ROUNDINGS = 8  # of the result's type, beside twice the original's error
 
 
@@ -36,21 +37,37 @@ class Trial:
     def passed(self) -> bool:
         return self.reason == ""
 
-    def run(self, x: Tensor, residual: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, **options):
+    def run(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
         """What `add_norm` or `add_norm_stream` would give; what the original gives where the two differ."""
         if self.open:
             self.compare(x, residual, weight, bias, options)
         if self.reason:
-            y, z = original(self.site, dropout=True)(x, residual, weight, bias)
+            y, z = original(self.site, dropout=True)(x, residual, weight, bias, **self.beside(options))
             return (y, z) if self.site.stream else y
         return self.fused(x, residual, weight, bias, **options)
 
+    def beside(self, options: dict[str, Any]) -> dict[str, Tensor]:
+        """What the branch has beside x."""
+        return {name: options[name] for name in self.site.tensors}
+
     @torch.no_grad()
     def compare(
-        self, x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, options: dict[str, Any]
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        options: dict[str, Any],
     ) -> None:
         """Judge the fused call on these tensors, dropout left out on both sides: its mask is another, as it may be."""
-        tensors = (x, residual, weight, bias)
+        tensors, beside = (x, residual, weight, bias), self.beside(options)
         sober = {name: value for name, value in options.items() if name != "dropout_p"}
         backend = ""
         try:
@@ -59,29 +76,39 @@ class Trial:
         except (TypeError, ValueError, RuntimeError) as error:
             reason = f"add_norm refuses it: {error}"
         else:
-            before = original(self.site, dropout=False)(*tensors)
-            reason = disagreement(result if self.site.stream else (result,), before, self.truth(*tensors))
-        norm, call = self.named(self.site, weight)
+            before = original(self.site, dropout=False)(*tensors, **beside)
+            reason = disagreement(result if self.site.stream else (result,), before, self.truth(tensors, beside))
+        if self.site.plain and backend == SLOW and reason == "":
+            reason = f"{self.site.reason}; no kernel takes it alone"
+        self.note(weight, reason or "", backend)
+        if not self.reason and reason is not None:  # one that disagreed once is never trusted
+            self.reason = reason
+
+    def note(self, weight: Tensor | None, reason: str, backend: str) -> None:
+        """Record what became of the site."""
+        site = self.site
+        norm, call = self.named(site, weight)
+        plain = site.plain and not reason
         self.record(
             Outcome(
                 norm,
                 call,
-                self.site.norm.kind,
-                fused=not reason,
-                folded=self.site.folded if not reason else (),
-                stream=self.site.stream and not reason,
-                reason=reason or "",
+                site.norm.kind,
+                fused=not reason and not plain,
+                folded=site.folded if not reason else (),
+                stream=site.stream and not reason,
+                plain=plain,
+                reason=reason or site.reason,
                 backend=backend if not reason else "",
             )
         )
-        if not self.reason and reason is not None:  # one that disagreed once is never trusted
-            self.reason = reason
 
-    def truth(self, *tensors: Tensor | None) -> Results:
+    def truth(self, tensors: tuple[Tensor | None, ...], beside: dict[str, Tensor]) -> Results:
         """The original operations in float64."""
         exact = original(self.site, dropout=False, dtype=torch.float64)
         with torch.autocast(device_type=str(tensors[0].device.type), enabled=False):  # type: ignore[union-attr]
-            return exact(*(None if tensor is None else tensor.double() for tensor in tensors))
+            wide = [None if tensor is None else tensor.double() for tensor in tensors]
+            return exact(*wide, **{name: tensor.double() for name, tensor in beside.items()})
 
 
 def disagreement(fused: tuple[Tensor, ...], before: Results, truth: Results) -> str | None:

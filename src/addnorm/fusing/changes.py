@@ -1,0 +1,82 @@
+"""What a captured graph changes in place, and whether operations may pass it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from .nodes import example
+
+CONTEXTS = ("_set_grad_enabled", "_enter_autocast", "_exit_autocast", "_enter_inference_mode", "_exit_inference_mode")
+IN_PLACE = {"setitem", "delitem", *(f"i{name}" for name in ("add", "sub", "mul", "truediv", "pow", "matmul"))}
+
+
+@dataclass(frozen=True)
+class Change:
+    """At a place in the order of execution, a tensor is written (its memory's name), or a mode is switched."""
+
+    index: int
+    memory: int | None = None
+    mode: bool = False
+
+    def hits(self, node: Node) -> bool:
+        return self.memory is None or self.memory == memory(node)
+
+
+def changes(graph: Graph) -> list[Change]:
+    found = []
+    for index, node in enumerate(graph.nodes):
+        if getattr(node.target, "__name__", "") in CONTEXTS:
+            found.append(Change(index, mode=True))
+        elif (written := target(node)) is not None:
+            found.append(Change(index, memory(written)))
+    return found
+
+
+def target(node: Node) -> Any:
+    """What a node writes into; None if nothing."""
+    if node.op == "call_method":
+        name = str(node.target)
+        return node.args[0] if name.endswith("_") and not name.endswith("__") else None
+    if node.op != "call_function":
+        return None
+    if "out" in node.kwargs:
+        return node.kwargs["out"]
+    name, function = getattr(node.target, "__name__", ""), node.target
+    ends = name.endswith("_") and not name.endswith("__") and getattr(operator, name, None) is not function
+    in_place = name in IN_PLACE or ends or given(node, "inplace") is True
+    return node.args[0] if in_place and node.args else None
+
+
+def given(node: Node, name: str) -> Any:
+    """An argument of a call of a Python function, by name, however it was passed."""
+    code = getattr(node.target, "__code__", None)
+    names = code.co_varnames[: code.co_argcount] if code is not None else ()
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}.get(name)
+
+
+def memory(node: Any) -> int | None:
+    """A name for a tensor's memory, which its views share."""
+    value = example(node)
+    return None if value is None else value.untyped_storage()._cdata
+
+
+def blocked(
+    found: Iterable[Change], order: dict[Node, int], nodes: tuple[Node, ...], stream: Node | None, place: int
+) -> bool:
+    """Whether reading all operands of the nodes at one place reads something else than each reads at its own."""
+    first, last = min(order[node] for node in nodes), max(order[node] for node in nodes)
+    inside = {*nodes} - {stream}
+    reads = [(operand, order[node]) for node in nodes for operand in node.all_input_nodes if operand not in inside]
+    for change in found:
+        if change.mode and first <= change.index <= last:
+            return True
+        if not change.mode and any(
+            min(at, place) < change.index < max(at, place) and change.hits(operand) for operand, at in reads
+        ):
+            return True
+    return False

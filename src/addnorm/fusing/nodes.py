@@ -1,0 +1,176 @@
+"""Small questions about the nodes of a captured graph."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+CASTS = {"to", "float", "double", "half", "bfloat16", "type", "type_as"}
+
+
+def is_call(node: Any, *functions: Callable[..., Any]) -> bool:
+    return isinstance(node, Node) and node.op == "call_function" and node.target in functions
+
+
+def is_method(node: Any, *names: str) -> bool:
+    return isinstance(node, Node) and node.op == "call_method" and node.target in names
+
+
+def example(node: Any) -> Tensor | None:
+    """The fake tensor that tracing saw at a node."""
+    value = node.meta.get("example_value") if isinstance(node, Node) else None
+    return value if isinstance(value, Tensor) else None
+
+
+def is_cast(node: Any) -> bool:
+    """Whether a node only changes the floating-point type of its operand."""
+    if not is_method(node, *CASTS):
+        return False
+    before, after = example(node.args[0]), example(node)
+    return (
+        before is not None
+        and after is not None
+        and before.device == after.device
+        and before.is_floating_point()
+        and after.is_floating_point()
+    )
+
+
+def through_casts(node: Any) -> Any:
+    while is_cast(node):
+        node = node.args[0]
+    return node
+
+
+def only_user(node: Node) -> Node | None:
+    """The one node that uses this one, looking through casts that have one user themselves."""
+    if len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    return only_user(user) if is_cast(user) and len(user.users) == 1 else user
+
+
+def sum_with_number(node: Any) -> tuple[float, Node] | None:
+    """``(number, node)`` of ``node + number``, in either order."""
+    if not (is_call(node, operator.add, torch.add) or is_method(node, "add")) or node.kwargs or len(node.args) != 2:
+        return None
+    a, b = node.args
+    if isinstance(a, Node) and isinstance(b, (int, float)):
+        return b, a
+    return (a, b) if isinstance(b, Node) and isinstance(a, (int, float)) else None
+
+
+def is_last_mean(node: Any) -> bool:
+    """Whether a node is the mean over the last dimension, which is kept."""
+    if not (is_call(node, torch.mean) or is_method(node, "mean")):
+        return False
+    return over_last(node) and "dtype" not in node.kwargs
+
+
+def is_last_variance(node: Any) -> bool:
+    """Whether a node is the biased variance over the last dimension, which is kept."""
+    if not (is_call(node, torch.var) or is_method(node, "var")):
+        return False
+    given = {**dict(zip(("input", "dim", "unbiased", "keepdim"), node.args, strict=False)), **node.kwargs}
+    biased = given.get("unbiased") is False or given.get("correction") == 0
+    return biased and over_last(node, given.get("keepdim", False))
+
+
+def over_last(node: Node, keep: Any = None) -> bool:
+    value = example(node.args[0])
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if isinstance(dim, (tuple, list)) and len(dim) == 1:
+        dim = dim[0]
+    if keep is None:
+        keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim")
+    return value is not None and dim in (-1, value.dim() - 1) and keep is True
+
+
+def squared(node: Any) -> Node | None:
+    """h of ``h ** 2``, ``h * h`` or ``square(h)``."""
+    if is_power(node, 2) or is_call(node, torch.square) or is_method(node, "square"):
+        return node.args[0]
+    return node.args[0] if is_product(node) and node.args[0] is node.args[1] else None
+
+
+def is_product(node: Any) -> bool:
+    return (is_call(node, operator.mul, torch.mul) or is_method(node, "mul")) and len(node.args) == 2
+
+
+def is_quotient(node: Any) -> bool:
+    division = is_call(node, operator.truediv, torch.div) or is_method(node, "div")
+    return division and len(node.args) == 2 and not node.kwargs
+
+
+def is_difference(node: Any) -> bool:
+    return (is_call(node, operator.sub, torch.sub) or is_method(node, "sub")) and len(node.args) == 2
+
+
+def is_sum(node: Any) -> bool:
+    plain = is_call(node, operator.add, torch.add) or is_method(node, "add")
+    return plain and len(node.args) == 2 and not node.kwargs
+
+
+def is_power(node: Any, exponent: float) -> bool:
+    power = is_call(node, operator.pow, torch.pow) or is_method(node, "pow")
+    return power and len(node.args) == 2 and node.args[1] == exponent
+
+
+def factor_beside(factor: Node) -> tuple[Node, Node] | tuple[None, None]:
+    """The product that is a factor's only use, and its other factor."""
+    product = only_user(factor)
+    if product is None or not is_product(product):
+        return None, None
+    a, b = product.args
+    if not isinstance(a, Node) or not isinstance(b, Node):
+        return None, None
+    return product, b if through_casts(a) is factor else a
+
+
+def is_vector(node: Any) -> bool:
+    value = example(node)
+    return value is not None and value.dim() == 1
+
+
+def between(end: Node, stops: set[Node]) -> set[Node]:
+    """The nodes that end is computed from, itself among them, as far back as the stops (left out)."""
+    found: set[Node] = set()
+    waiting = [end]
+    while waiting:
+        node = waiting.pop()
+        if node not in stops and node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
+
+
+def shape(node: Any) -> tuple[Any, ...] | None:
+    value = example(node)
+    return None if value is None else tuple(value.shape)
+
+
+def same(a: tuple[Any, ...] | None, b: tuple[Any, ...] | None) -> bool:
+    """Whether two shapes are known to be equal, without asking more of symbolic sizes than was asked before."""
+    if a is None or b is None or len(a) != len(b):
+        return False
+    return all(statically_known_true(x == y) for x, y in zip(a, b, strict=True))
+
+
+def title(node: Any) -> str:
+    """A node in words: the name of its function, method or input."""
+    if not isinstance(node, Node):
+        return repr(node)
+    if node.op == "placeholder":
+        return "an input of the captured code"
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def value_users(node: Node) -> list[Node]:
+    """Those who use a node's values, not only its type and device."""
+    return [user for user in node.users if not is_method(user, "new_empty", "new_ones", "new_zeros", "new_full")]
