@@ -33,6 +33,7 @@ class Pre(nn.Module):
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         z, y = x, x
         for site in self.sites:
+            assert isinstance(site, Site)
             z = z + self.mix(site.branch(y), attention_mask)
             y = site.norm(z)
         return y
@@ -64,5 +65,6 @@ class Post(Pre):
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         y = x
         for site in self.sites:
+            assert isinstance(site, Site)
             y = site.norm(y + site.branch(y))
         return y

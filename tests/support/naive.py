@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ def same(x: Tensor) -> Tensor:
     return x
 
 
-def norm(holder: nn.Module) -> N:
+def norm(holder: Any) -> N:
     """LayerNorm with a module's weight and bias."""
     weight, bias = holder.weight, holder.bias
 
@@ -45,7 +46,7 @@ def norm(holder: nn.Module) -> N:
     return apply
 
 
-def norms(holders: Iterable[nn.Module]) -> list[N]:
+def norms(holders: Iterable[Any]) -> list[N]:
     return [norm(holder) for holder in holders]
 
 
@@ -57,42 +58,42 @@ def with_inner(f: Mixer) -> N:
     return lambda x: f.formula(x, norm(f.inner_norm.norm), same, same, same)
 
 
-def post(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def post(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     for f, ln in zip(fs, norms(p.norms), strict=True):
         x = ln(x + plain(f)(x))
     return x
 
 
-def deepnorm(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def deepnorm(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     alpha = (2 * len(fs) / 2) ** 0.25
     for f, ln in zip(fs, norms(p.norms), strict=True):
         x = ln(alpha * x + plain(f)(x))
     return x
 
 
-def pre(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def pre(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     for f, ln in zip(fs, norms(p.norms), strict=True):
         x = x + plain(f)(ln(x))
     return norm(p.final_norm)(x)
 
 
-def sub_ln(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def sub_ln(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     for f, ln in zip(fs, norms(p.norms), strict=True):
         x = x + with_inner(f)(ln(x))
     return norm(p.final_norm)(x)
 
 
-def sandwich(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def sandwich(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     for f, ln, out in zip(fs, norms(p.norms), norms(p.out_norms), strict=True):
         x = x + out(plain(f)(ln(x)))
     return norm(p.final_norm)(x)
 
 
-def peri(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def peri(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     return sandwich(norm(p.first_norm)(x), fs, p)
 
 
-def normformer(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def normformer(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     lns = norms(p.norms)
     for i in range(0, len(fs), 2):
         x = x + norm(p.out_norms[str(i)])(plain(fs[i])(lns[i](x)))
@@ -100,7 +101,7 @@ def normformer(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
     return norm(p.final_norm)(x)
 
 
-def residual_dual(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def residual_dual(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     dual = x
     for f, ln in zip(fs, norms(p.norms), strict=True):
         branch = plain(f)(x)
@@ -108,19 +109,19 @@ def residual_dual(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
     return x + norm(p.final_norm)(dual)
 
 
-def layernorm_scaling(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def layernorm_scaling(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     for i, (f, ln) in enumerate(zip(fs, norms(p.norms), strict=True)):
         x = x + plain(f)(ln(x) / math.sqrt(i // 2 + 1))
     return norm(p.final_norm)(x)
 
 
-def mix_ln(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def mix_ln(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     for i, (f, ln) in enumerate(zip(fs, norms(p.norms), strict=True)):
         x = ln(x + plain(f)(x)) if i // 2 < len(fs) // 2 // 4 else x + plain(f)(ln(x))
     return norm(p.final_norm)(x)
 
 
-def b2t(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def b2t(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     lns = norms(p.norms)
     for i in range(0, len(fs), 2):
         h = lns[i](x + plain(fs[i])(x))
@@ -128,26 +129,26 @@ def b2t(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
     return x
 
 
-def parallel(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def parallel(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     for i, ln in enumerate(norms(p.norms)):
         n = ln(x)
         x = x + plain(fs[2 * i])(n) + plain(fs[2 * i + 1])(n)
     return norm(p.final_norm)(x)
 
 
-def rezero(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def rezero(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     for f, a in zip(fs, p.scales, strict=True):
         x = x + a * plain(f)(x)
     return x
 
 
-def layerscale(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def layerscale(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     for f, ln, scale in zip(fs, norms(p.norms), p.scales, strict=True):
         x = x + scale * plain(f)(ln(x))
     return norm(p.final_norm)(x)
 
 
-def hybrid_norm(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def hybrid_norm(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     for i in range(0, len(fs), 2):
         q, k, v = (norm(slot.norm) for slot in (fs[i].q_norm, fs[i].k_norm, fs[i].v_norm))
         n = norm(p.norms[str(i)])(x + fs[i].formula(x, same, q, k, v))
@@ -155,13 +156,13 @@ def hybrid_norm(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
     return norm(p.final_norm)(x)
 
 
-def admin(x: Tensor, fs: Sequence[Mixer], p: nn.Module) -> Tensor:
+def admin(x: Tensor, fs: Sequence[Mixer], p: Any) -> Tensor:
     for f, ln, omega in zip(fs, norms(p.norms), p.scales, strict=True):
         x = ln(omega * x + plain(f)(x))
     return x
 
 
-LOOPS: dict[str, Callable[[Tensor, Sequence[Mixer], nn.Module], Tensor]] = {
+LOOPS: dict[str, Callable[[Tensor, Sequence[Mixer], Any], Tensor]] = {
     loop.__name__: loop
     for loop in (post, pre, deepnorm, sandwich, peri, sub_ln, normformer, residual_dual, layernorm_scaling, mix_ln,
                  b2t, parallel, rezero, layerscale, hybrid_norm, admin)

@@ -48,8 +48,9 @@ def peeled(branch: Branch) -> Branch | None:
     if found is not None:
         source, p, training = found
         return None if branch.dropout else replace(branch, x=source, dropout=node, dropout_p=p, training=training)
-    if is_quotient(node) and is_number(node.args[1]) and node.args[1] != 0:
-        return scaled(branch, node.args[0], 1 / node.args[1])
+    if is_quotient(node):
+        source, divisor = node.args
+        return scaled(branch, source, 1 / divisor) if isinstance(divisor, (int, float)) and divisor != 0 else None
     if not is_product(node):
         return None
     a, b = node.args

@@ -158,7 +158,7 @@ class Affine:
         a, b = total.args
         bias = b if through_casts(a) is self.result else a
         leaf = through_casts(bias)
-        if is_vector(leaf):
+        if is_vector(leaf) and isinstance(bias, Node):
             self.bias, self.result = leaf, total
             self.stops.add(bias)
             self.making |= between(bias, {leaf})
@@ -172,10 +172,11 @@ class Affine:
     def is_gain(self, gain: Any) -> bool:
         return is_vector(self.leaf_of(gain)[0])
 
-    def keep_weight(self, gain: Node) -> None:
-        self.weight, self.offset = self.leaf_of(gain)
+    def keep_weight(self, gain: Any) -> None:
+        leaf, self.offset = self.leaf_of(gain)
+        self.weight = leaf
         self.stops.add(gain)
-        self.making |= between(gain, {self.weight}) if gain is not self.weight else set()
+        self.making |= between(gain, {leaf}) if gain is not leaf else set()
 
     @staticmethod
     def leaf_of(gain: Any) -> tuple[Any, float]:

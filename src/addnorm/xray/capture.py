@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from ..fusing.capture import isolation, summary, traced
 from ..fusing.rewrite import copied
@@ -107,15 +107,13 @@ class ProbedCall:
                 with graph.inserting_after(result):
                     graph.call_function(self.left_alone(site), (parameters[0],))
                 continue
-            assert site.x is not None
-            assert site.residual is not None
             add = copies[site.add]
-            branch = copies[site.dropout or site.x]
+            branch, residual = (copies[node] for node in operands(site))
             with graph.inserting_before(add):
                 gate = graph.call_function(self.probe.branch, (branch,))
             add.replace_input_with(branch, gate)
             with graph.inserting_after(result):
-                tensors = (gate, copies[site.residual], add, result, *parameters)
+                tensors = (gate, residual, add, result, *parameters)
                 graph.call_function(self.visited(site, carry(site, sites)), tensors)
         probed = GraphModule(module, graph)
         for name, inner in module.named_children():
@@ -146,6 +144,15 @@ class ProbedCall:
         name = name[len(ROOT) :].lstrip(".") if name.startswith(ROOT) else self._owners.get(id(weight), name)
         self._seen[name] += 1
         return Place(name, self._seen[name] - 1)
+
+
+def operands(site: Site) -> tuple[Node, Node]:
+    """What the site adds: the branch with all that was done to it, and the skip."""
+    assert site.add is not None
+    assert site.x is not None
+    branch = site.branch.nodes[-1] if site.branch is not None and site.branch.nodes else site.x
+    others = [node for node in site.add.all_input_nodes if node is not branch]
+    return branch, others[0] if others else branch
 
 
 def carry(site: Site, sites: list[Site]) -> str:

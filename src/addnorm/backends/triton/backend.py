@@ -13,6 +13,7 @@ from torch import Tensor
 from ...call import Call, Gradient
 from ..base import YES, Backend, Support
 
+NORMS = ("layer", "rms")  # that there are kernels for: norms.py
 OLDEST = (8, 0)  # compute capability: bfloat16, asynchronous copies
 INTERPRETED = "Triton interprets its kernels here (TRITON_INTERPRET=1): by name alone"
 
@@ -38,6 +39,8 @@ class Triton(Backend):
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         if device.type != "cuda" and not (interpreted and device.type == "cpu"):
             return Support.no(f"x is on {device}")
+        if call.norm not in NORMS:
+            return Support.no(f"there is no kernel for norm={call.norm!r}, only for {' and '.join(map(repr, NORMS))}")
         kernels, reason = load()
         if kernels is None:
             return Support.no(reason)
