@@ -24,8 +24,8 @@ def mask(seed: int | Tensor, rows: int, columns: int, threshold: int) -> Tensor:
     An element is dropped iff its lane is below `threshold` = min(round(65536 p), 65535).
 
     >>> mask(seed=0, rows=2, columns=4, threshold=32768)
-    tensor([[ True,  True,  True, False],
-            [ True, False,  True,  True]])
+    tensor([[ True, False,  True,  True],
+            [ True,  True, False, False]])
     """
     return lanes(seed, rows, columns) >= threshold
 
