@@ -13,12 +13,18 @@ from .stack import Stack as Stack
 
 if TYPE_CHECKING:
     from .fusing import fuse as fuse
+    from .fusing.inductor import FusePass as FusePass
     from .xray import Monitor as Monitor
     from .xray import inspect as inspect
 
 __version__ = "0.1.0"
 
-LAZY = {"fuse": "fusing", "inspect": "xray", "Monitor": "xray"}  # bring Dynamo, which takes seconds to import
+LAZY = {
+    "fuse": "fusing",
+    "FusePass": "fusing.inductor",
+    "inspect": "xray",
+    "Monitor": "xray",
+}  # bring Dynamo, which takes seconds to import
 
 
 def __getattr__(name: str) -> Any:

@@ -51,8 +51,9 @@ def fuse(
 ) -> Handle:
     """Run every Add & Norm of a model as one fused operation. The model is changed in place, for all its callers.
 
-    ``LayerNorm`` and ``RMSNorm``, as modules, functions or (RMSNorm) written out, after a sum of two tensors, with the
-    dropout of the branch: ``norm(residual + dropout(branch))``, post-norm or pre-norm. The model's code is captured
+    ``LayerNorm`` and ``RMSNorm``, as modules, functions or written out, after a sum of two tensors with what the branch
+    has before it (a Linear's bias, dropout, LayerScale, stochastic depth), post-norm or pre-norm; a norm without a sum
+    is one fused norm. The model's code is captured
     (by Dynamo, without compiling), these operations become calls of `add_norm` or `add_norm_stream`, and the rest
     runs as it was, operation by operation. Each site is compared with the original on the first real inputs, dropout
     left out; one that is further from float64 than twice the original's error is left alone. Dropout draws other
@@ -60,7 +61,8 @@ def fuse(
 
     Parameters, ``state_dict``, hooks, ``train()`` and ``eval()``, ``to()``, copies and saved files (which are of the
     plain model) and gradients stay as they are. Captured again are new hooks, dtypes, train or eval, grad or not;
-    not new lengths. A model called inside another ``torch.compile`` runs unfused there.
+    not new lengths. A model called inside another ``torch.compile`` runs unfused there: who compiles gives Inductor an
+    `addnorm.FusePass` instead.
 
     Args:
         model: Any module that is called as ``model(...)``.

@@ -1,0 +1,48 @@
+"""`FusePass`: a model that Inductor compiles has its sites fused, and gives what it gave."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import addnorm
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # Inductor's own imports
+
+
+def encoder(norm_first: bool) -> nn.TransformerEncoder:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True, dropout=0.0, norm_first=norm_first)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+def results(call: nn.Module, model: nn.Module, x: Tensor) -> list[Tensor]:
+    """The output and all gradients."""
+    y = call(x)
+    return [y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()])]
+
+
+# Two norms a layer; in pre-norm the first has no sum before it.
+@pytest.mark.parametrize(("norm_first", "sites"), [(False, 4), (True, 3)])
+def test_a_compiled_model_is_fused_and_as_exact(norm_first: bool, sites: int) -> None:
+    model, fuse_pass = encoder(norm_first), addnorm.FusePass()
+    compiled = torch.compile(model, options={"pre_grad_custom_pass": fuse_pass})
+    x = torch.randn(2, 5, 32, requires_grad=True)
+    after, before = results(compiled, model, x), results(model, model, x)
+    assert fuse_pass.fused == sites
+    wide = x.detach().double().requires_grad_()
+    exact = encoder(norm_first).double()
+    for new, old, true in zip(after, before, results(exact, exact, wide), strict=True):
+        rounding = 8 * torch.finfo(new.dtype).eps * true.abs().max()
+        assert (new - true).abs().max() <= 2 * (old - true).abs().max() + rounding
+
+
+def test_the_hash_follows_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    from addnorm.fusing import inductor
+
+    before = addnorm.FusePass().uuid()
+    assert addnorm.FusePass().uuid() == before
+    monkeypatch.setattr(inductor, "SOURCES", inductor.SOURCES[1:])
+    inductor.get_hash_for_files.cache_clear()
+    assert addnorm.FusePass().uuid() != before
