@@ -60,6 +60,25 @@ def test_it_loads_offline_without_a_word_on_the_console(browser: Any) -> None:
     assert browser.execute_script("return document.querySelector('h1').textContent") == "What is Add & Norm?"
 
 
+SORT = """
+const table = document.querySelector('table');
+const heading = [...table.querySelectorAll('th')].find((th) => th.textContent === arguments[0]);
+heading.click();
+return [...table.tBodies[0].rows].map((row) => row.cells[heading.cellIndex].textContent);
+"""
+
+
+def test_a_heading_sorts_its_table_either_way(browser: Any) -> None:
+    up, down = (browser.execute_script(SORT, "verdict") for _ in range(2))
+    assert up == sorted(up)
+    assert down == sorted(down, reverse=True)
+    assert up != down
+    claims = browser.execute_script(SORT, "claim")  # "1. ...", "11. ...": by number
+    numbers = [int(claim.split(".")[0]) for claim in claims]
+    assert numbers == sorted(numbers)
+    assert claims != sorted(claims)
+
+
 MOVE = """
 const figure = document.querySelectorAll('figure')[arguments[0]];
 const plot = figure.querySelector('.plot');

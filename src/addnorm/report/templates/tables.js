@@ -1,0 +1,33 @@
+// A click on a heading (or Enter) sorts its table by that column, the next one the other way round.
+const UNITS = {"µs": 1e-6, "ms": 1e-3};
+
+// The number that a cell begins with, in its base unit; null where it begins with a word.
+function number(text) {
+  const found = /^(-?[\d.]+(?:e[-+]?\d+)?)\s*(µs|ms)?/.exec(text);
+  return found && parseFloat(found[1]) * (UNITS[found[2]] ?? 1);
+}
+
+function compare(a, b) {
+  const x = number(a), y = number(b);
+  if (x !== null && y !== null) return x - y;
+  if (x === null && y === null) return a.localeCompare(b);
+  return x === null ? 1 : -1;
+}
+
+function sort(table, heading, column) {
+  const down = heading.getAttribute("aria-sort") === "ascending";
+  for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
+  heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+  const cell = (row) => row.cells[column].textContent;
+  const rows = [...table.tBodies[0].rows].sort((a, b) => (down ? -1 : 1) * compare(cell(a), cell(b)));
+  table.tBodies[0].append(...rows);
+}
+
+for (const table of document.querySelectorAll("table")) {
+  table.querySelectorAll("th").forEach((heading, column) => {
+    heading.tabIndex = 0;
+    heading.title = "sort";
+    heading.addEventListener("click", () => sort(table, heading, column));
+    heading.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(table, heading, column); });
+  });
+}
