@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .minilm import LONGEST, Batch
@@ -29,12 +29,20 @@ def check_folder(path: Path) -> None:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
 
 
+def load_model(path: Path) -> nn.Module:
+    """The model, in eval mode: from safetensors alone, never with code of its own."""
+    from transformers import AutoModel
+
+    options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+    return AutoModel.from_pretrained(str(path), **options).eval()
+
+
 def load(path: Path) -> tuple[Any, Callable[[Sequence[str]], Batch]]:
     """Model, in eval mode, and tokenizer, from files alone and without running code from them."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
 
     check_folder(path)
-    model = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True, trust_remote_code=False)
+    model = load_model(path)
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -43,7 +51,7 @@ def load(path: Path) -> tuple[Any, Callable[[Sequence[str]], Batch]]:
         found = tokenizer(list(sentences), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
         return {name: found[name] for name in ("input_ids", "attention_mask")}
 
-    return model.eval(), coded
+    return model, coded
 
 
 def pair_loss(output: Any, batch: Batch) -> Tensor:

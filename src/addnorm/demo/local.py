@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..clock import interleaved
 from ..fusing import fuse
+from .folder import load_model
 from .minilm import load_sentences
 
 Batch = dict[str, Tensor]
@@ -70,14 +71,6 @@ def folder_of(name: str) -> Path:
     return path
 
 
-def load(path: Path) -> nn.Module:
-    """The model, in eval mode: from safetensors alone, never with code of its own."""
-    from transformers import AutoModel
-
-    options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-    return AutoModel.from_pretrained(str(path), **options).float().eval()
-
-
 def batch_of(path: Path, lines: list[str]) -> Batch:
     """Sentences as the model's inputs.
 
@@ -107,7 +100,7 @@ def run(
     """Fuse a local model, compare it with the original and with float64, and time both, interleaved."""
     path = folder_of(name)
     progress("load the model and the text", 0, 3)
-    model = load(path)
+    model = load_model(path).float()
     batch = batch_of(path, load_sentences() if lines is None else lines)
     fused = copy.deepcopy(model)
     handle = fuse(fused)

@@ -116,7 +116,7 @@ def operands(graph: Graph, site: Site, now: Callable[[Node | None], Node | None]
     whole = shape(site.add)
     if not same(shape(site.x), whole):
         both = graph.call_function(torch.broadcast_tensors, (x, residual))
-        return tuple(graph.call_function(operator.getitem, (both, index)) for index in (0, 1))  # type: ignore
+        return graph.call_function(operator.getitem, (both, 0)), graph.call_function(operator.getitem, (both, 1))
     if not same(shape(site.residual), whole):
         residual = graph.call_method("expand_as", (residual, x))
     return x, residual
