@@ -7,6 +7,8 @@
 // are in cache, everything else, so that the column accumulators are touched once for all of them.
 #pragma once
 
+#include <optional>
+
 #include "column_sums.h"
 #include "forward.h"
 #include "isa/denormals.h"
@@ -31,146 +33,167 @@ template <class Access> struct BackwardJob {
   Partials<Access> partials;
 };
 
-// The rows that are at hand.
+// The usual calls have a text of their own, with neither branch nor detour in it: dz alone is written (`dy`), or also its kept part
+// (`dropout`), with or without a gradient of the stream. `full` is everything else.
+enum class Form { dy, dy_ds, dropout, dropout_ds, full };
+
+// The rows that are at hand; pointers are null where there is nothing.
 template <class Norm, class T, int R> struct BackwardRows {
   const char *dy[R], *ds[R], *z[R], *x[R];
-  char *dx[R], *dresidual[R], *out[R];  // out: the only one of the two, in the plain forms
+  char *dx[R], *dresidual[R];
   typename Norm::template Row<T> stats[R];
-  typename Norm::template Gradient<T> gradients[R] = {};
+  typename Norm::template Gradient<T> gradients[R];
   T row_scale[R];
+
+  BackwardRows(const Backward& b, int64_t row, int count) {
+    using Row = typename Norm::template Row<T>;
+    const auto find = [&](const Matrix& m, int r) { return m.data && r < count ? row_pointer(m, row + r) : nullptr; };
+    for (int r = 0; r < R; ++r) {
+      dy[r] = find(b.dy, r), ds[r] = find(b.ds, r), z[r] = find(b.z, r), x[r] = find(b.x, r);
+      dx[r] = find(b.dx, r), dresidual[r] = find(b.dresidual, r);
+      gradients[r] = {};
+      if (r >= count) continue;
+      stats[r] = static_cast<const Row*>(b.stats)[row + r];
+      row_scale[r] = row_value<T>(b.row_scale, row + r);
+    }
+  }
 };
 
-inline char* optional_row(const Matrix& m, int64_t row) { return m.data ? row_pointer(m, row) : nullptr; }
-
-template <bool kUnrolled, class Norm, class T, int R>
-ADDNORM_INLINE void find_rows(BackwardRows<Norm, T, R>& rows, const Backward& b, int64_t row, int count) {
-  using Row = typename Norm::template Row<T>;
-  each_row<kUnrolled, R>(count, [&](auto r) ADDNORM_LAMBDA {
-    rows.dy[r] = optional_row(b.dy, row + r);
-    rows.ds[r] = optional_row(b.ds, row + r);
-    rows.z[r] = optional_row(b.z, row + r);
-    rows.x[r] = optional_row(b.x, row + r);
-    rows.dx[r] = optional_row(b.dx, row + r);
-    rows.dresidual[r] = optional_row(b.dresidual, row + r);
-    rows.out[r] = b.dx.data ? rows.dx[r] : rows.dresidual[r];
-    rows.stats[r] = static_cast<const Row*>(b.stats)[row + r];
-    rows.row_scale[r] = row_value<T>(b.row_scale, row + r);
-  });
-}
-
-// The sums that the norm's gradient rests on, of the rows from `from` on.
-template <class Norm, class Access, int kCount, int R, class T = typename Access::T>
-ADDNORM_INLINE void gradient_sums(const BackwardPlan<Access>& p, BackwardRows<Norm, T, R>& rows, int from) {
+// The sums that the norm's gradient through a row rests on.
+template <class Norm, class Access, int R, class T = typename Access::T>
+inline void gradient_sums(const BackwardPlan<Access>& p, BackwardRows<Norm, T, R>& rows, int r) {
   const Backward& b = p.call;
-  constexpr int kSums = Norm::kGradientSums;
-  T sums[kCount * kSums];
-  row_sums<Access::kCompact>(b.d, sums, [&](int64_t c, auto n, Pair<T>* accumulators) ADDNORM_LAMBDA {
-    Pair<T> weight = {splat(T(1)), splat(T(1))};
-    if (p.weight) weight = load_parameter<Access>(p.weight + c, n);
-    each<kCount>([&](auto i) ADDNORM_LAMBDA {
-      const int r = from + i;
-      const Pair<T> z = Access::load(b.z.dtype, rows.z[r], c, n);
-      Norm::add_gradient(rows.stats[r], accumulators + i * kSums, Access::load(b.dy.dtype, rows.dy[r], c, n) * weight, z);
+  T sums[Norm::kGradientSums];
+  const auto stats = rows.stats[r];
+  const char *const dy = rows.dy[r], *const z = rows.z[r];
+  row_sums<Access::kCompact>(b.d, sums, [&](int64_t c, auto n, auto accumulators) ADDNORM_LAMBDA {
+    const auto dys = Access::reader(b.dy.dtype, dy, c, n), zs = Access::reader(b.z.dtype, z, c, n);
+    const auto weights = parameter<Access>(p.weight, c, n);
+    each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
+      Piece<T> g = dys.get(u);
+      if (p.weight) g = g * weights.get(u);
+      Norm::add_gradient(stats, accumulators[u], g, zs.get(u));
     });
   });
-  each<kCount>([&](auto i) ADDNORM_LAMBDA {
-    rows.gradients[from + i] = Norm::gradient(rows.stats[from + i], sums + i * kSums, static_cast<T>(b.d));
-  });
+  rows.gradients[r] = Norm::gradient(stats, sums, static_cast<T>(b.d));
 }
 
-// What the branch's side of the sum wants of dz: dx, dbranch_bias, dbranch_scale and a term of drow_scale.
-template <class Access, class Norm, int R, class N, class T = typename Access::T>
-ADDNORM_INLINE void branch_columns(const BackwardPlan<Access>& p, const BackwardRows<Norm, T, R>& rows, int r, const uint16_t* lanes,
-                                   int64_t c, N n, Pair<T> dz, Pair<T>* sums, Pair<T>* row_sum) {
-  const Backward& b = p.call;
-  const Pair<T> one = {splat(T(1)), splat(T(1))};
-  Pair<T> kept = one, scale = one;
-  if (b.dropout.threshold) kept = keep<Access::kOrder>(lanes + c, b.dropout.threshold, p.keep_scale);
-  if (p.branch_scale) scale = load_parameter<Access>(p.branch_scale + c, n);
-  const Vec<T> row_scale = splat(rows.row_scale[r]);
-  if (p.needs_branch) {
-    Pair<T> u = Access::load(b.x.dtype, rows.x[r], c, n);
-    if (p.branch_bias) u = u + load_parameter<Access>(p.branch_bias + c, n);
-    const Pair<T> term = u * kept * dz;
-    sums[kBranchScale] = sums[kBranchScale] + term * row_scale;
-    *row_sum = *row_sum + only<Access::kOrder>(n, term * scale);
-  }
-  const Pair<T> dx = dz * row_scale * scale * kept;
-  if (rows.dx[r]) Access::store(b.dx.dtype, rows.dx[r], c, n, dx, p.streaming);
-  sums[kBranchBias] = sums[kBranchBias] + dx;
-}
+// Column sums of a piece: what one group of rows adds to the block's accumulators.
+template <class T> struct PieceSums {
+  Piece<T> sum[kColumnSums] = {all(T(0)), all(T(0)), all(T(0)), all(T(0))};
+};
 
-// The usual calls have a text of their own, with neither branch nor detour in it; `full` is everything else.
-enum class Form { dy, dy_ds, full };
+// What the branch's side of the sum wants of dz in 32 columns: dx, dbranch_bias, dbranch_scale and a term of drow_scale.
+template <class Access, class N> struct BranchSide {
+  using T = typename Access::T;
+  using Columns32 = decltype(parameter<Access>(static_cast<const T*>(nullptr), 0, N{}));
+  const BackwardPlan<Access>& p;
+  N n;
+  Columns32 bias, scale;
+  BranchSide(const BackwardPlan<Access>& p, int64_t c, N n)
+      : p(p), n(n), bias(parameter<Access>(p.branch_bias, c, n)), scale(parameter<Access>(p.branch_scale, c, n)) {}
 
-// dz of 32 columns of a row, and their terms of dweight and dbias.
-template <class Norm, Form kForm, class Access, int R, class N, class T = typename Access::T>
-ADDNORM_INLINE Pair<T> stream_columns(const BackwardPlan<Access>& p, const BackwardRows<Norm, T, R>& rows, int r, int64_t c, N n,
-                                      Pair<T> weight, Pair<T>* sums) {
-  const Backward& b = p.call;
-  Pair<T> dz = {splat(T(0)), splat(T(0))};
-  if (kForm != Form::full || p.has_dy) {
-    const Pair<T> xhat = Norm::normalise(rows.stats[r], rows.gradients[r], Access::load(b.z.dtype, rows.z[r], c, n));
-    const Pair<T> dy = Access::load(b.dy.dtype, rows.dy[r], c, n);
-    sums[kWeight] = fma(dy, xhat, sums[kWeight]);
-    sums[kBias] = sums[kBias] + dy;
-    dz = Norm::apply(rows.stats[r], rows.gradients[r], dy * weight, xhat);
+  template <class Xs> ADDNORM_INLINE Piece<T> dx(int u, const Xs& xs, const uint16_t* lanes, T row_scale, Piece<T> dz, PieceSums<T>& sums,
+                                                 Piece<T>* row_sum) const {
+    const Piece<T> kept = p.call.dropout.threshold ? keep<Access::kOrder>(lanes, u, p.keep_scale) : all(T(1));
+    const Piece<T> scales = p.branch_scale ? scale.get(u) : all(T(1));
+    if (p.needs_branch) {
+      Piece<T> v = xs.get(u);
+      if (p.branch_bias) v = v + bias.get(u);
+      const Piece<T> term = v * kept * dz;
+      sums.sum[kBranchScale] = sums.sum[kBranchScale] + term * row_scale;
+      *row_sum = *row_sum + only<Access::kOrder>(n, u, term * scales);
+    }
+    const Piece<T> result = dz * row_scale * scales * kept;
+    sums.sum[kBranchBias] = sums.sum[kBranchBias] + result;
+    return result;
   }
-  if (kForm == Form::dy_ds || (kForm == Form::full && p.has_ds)) {
-    const Pair<T> ds = Access::load(b.ds.dtype, rows.ds[r], c, n);
-    if (kForm != Form::full || p.has_dy) dz = dz + ds;
-    else dz = ds;
-  }
-  return dz;
-}
+};
 
 // `count` rows, R of them but in the full form; `first` where the block's accumulators are still to be set.
 template <class Norm, class Access, Form kForm, int R>
-inline void backward_rows(const BackwardPlan<Access>& plan, int64_t row, int count, Columns<typename Access::T> totals, bool first,
-                          uint16_t* lanes) {
+inline void backward_rows(const BackwardPlan<Access>& plan, const RoundKeys* keys, int64_t row, int count,
+                          Columns<typename Access::T> totals, bool first, uint16_t* lanes) {
   using T = typename Access::T;
-  constexpr bool kPlain = kForm != Form::full;
-  const BackwardPlan<Access> p = plan;  // a copy, which no store can change: its members stay in registers
+  constexpr bool kFull = kForm == Form::full, kDrops = kForm == Form::dropout || kForm == Form::dropout_ds;
+  constexpr bool kStream = kForm == Form::dy_ds || kForm == Form::dropout_ds;
+  const BackwardPlan<Access> p = plan;  // a copy: what no store can change stays in registers
   const Backward& b = p.call;
   const int64_t d = b.d;
-  BackwardRows<Norm, T, R> rows;
-  find_rows<kPlain>(rows, b, row, count);
-  if (b.dropout.threshold)
-    for (int r = 0; r < count; ++r) random_lanes(lanes + r * lane_space(d), d, b.dropout.seed, static_cast<uint64_t>(row + r));
-  if (kPlain || p.has_dy) {
-    constexpr int kTogether = kPlain ? kRowsTogether : 1;
-    each_row<kPlain, R / kTogether>(count, [&](auto i) ADDNORM_LAMBDA {
-      gradient_sums<Norm, Access, kTogether>(p, rows, i * kTogether);
-    });
-  }
+  const bool dx_is_out = b.dx.data != nullptr;
+  BackwardRows<Norm, T, R> rows(b, row, count);
+  if (keys)
+    for (int r = 0; r < count; ++r) kept_lanes(lanes + r * lane_space(d), d, b.dropout.threshold, *keys, static_cast<uint64_t>(row + r));
+  if (!kFull || p.has_dy)
+    for (int r = 0; r < count; ++r) gradient_sums<Norm, Access>(p, rows, r);
 
-  const Pair<T> zero = {splat(T(0)), splat(T(0))}, one = {splat(T(1)), splat(T(1))};
-  const auto body = [&](int64_t c, auto n, Pair<T>* row_sum) ADDNORM_LAMBDA {
-    Pair<T> weight = one;
-    if (p.weight) weight = load_parameter<Access>(p.weight + c, n);
-    Pair<T> sums[kColumnSums] = {zero, zero, zero, zero};
-    each_row<kPlain, R>(count, [&](auto r) ADDNORM_LAMBDA {
-      const Pair<T> dz = stream_columns<Norm, kForm>(p, rows, r, c, n, weight, sums);
-      if constexpr (kPlain) {
-        Access::store(DType::f32, rows.out[r], c, n, dz, p.streaming);
-      } else {
-        const Pair<T> skip = dz * splat(p.residual_scale);
-        if (rows.dresidual[r]) Access::store(b.dresidual.dtype, rows.dresidual[r], c, n, skip, p.streaming);
-        branch_columns(p, rows, r, lanes + r * lane_space(d), c, n, dz, sums, row_sum + r);
+  const auto body = [&](int64_t c, auto n, auto row_sums) ADDNORM_LAMBDA {
+    const auto weights = parameter<Access>(p.weight, c, n);
+    auto dys = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::reader(b.dy.dtype, rows.dy[r], c, n); });
+    auto zs = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::reader(b.z.dtype, rows.z[r], c, n); });
+    auto dss = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::reader(b.ds.dtype, rows.ds[r], c, n); });
+    const auto writers = [&](const Matrix& m, char* const* row) ADDNORM_LAMBDA {
+      return several<R>([&](auto r) ADDNORM_LAMBDA { return Access::writer(m.dtype, row[r], c, n, p.streaming); });
+    };
+    const auto gradient = [&](auto r, auto u, Piece<T> weight, PieceSums<T>& sums) ADDNORM_LAMBDA {
+      if constexpr (kFull)
+        if (!p.has_dy) return dss[r].get(u);
+      const Piece<T> xhat = Norm::normalise(rows.stats[r], rows.gradients[r], zs[r].get(u)), dy = dys[r].get(u);
+      sums.sum[kWeight] = fma(dy, xhat, sums.sum[kWeight]);
+      sums.sum[kBias] = sums.sum[kBias] + dy;
+      const Piece<T> dz = Norm::apply(rows.stats[r], rows.gradients[r], dy * weight, xhat);
+      return kStream || (kFull && p.has_ds) ? dz + dss[r].get(u) : dz;
+    };
+    const auto add = [&](auto u, const PieceSums<T>& sums) ADDNORM_LAMBDA {
+      each<kFull ? kColumnSums : kBias + 1>([&](auto k) ADDNORM_LAMBDA {
+        if (totals.sum[k]) totals.add(k, c, u, sums.sum[k], first);
+      });
+    };
+    if constexpr (kFull) {
+      const BranchSide<Access, decltype(n)> branch(p, c, n);
+      auto xs = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::reader(b.x.dtype, p.needs_branch ? rows.x[r] : nullptr, c, n); });
+      auto dxs = writers(b.dx, rows.dx), dresiduals = writers(b.dresidual, rows.dresidual);
+      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
+        const Piece<T> weight = p.weight ? weights.get(u) : all(T(1));
+        PieceSums<T> sums;
+        for (int r = 0; r < count; ++r) {
+          const Piece<T> dz = gradient(r, u, weight, sums);
+          if (rows.dresidual[r]) dresiduals[r].put(u, dz * p.residual_scale);
+          const Piece<T> dx = branch.dx(u, xs[r], lanes + r * lane_space(d) + c, rows.row_scale[r], dz, sums, &row_sums[u][r]);
+          if (rows.dx[r]) dxs[r].put(u, dx);
+        }
+        add(u, sums);
+      });
+      for (int r = 0; r < count; ++r) {
+        if (rows.dresidual[r]) dresiduals[r].close();
+        if (rows.dx[r]) dxs[r].close();
       }
-    });
-    constexpr int kSums = kPlain ? kBias + 1 : kColumnSums;
-    each<kSums>([&](auto k) ADDNORM_LAMBDA {
-      if (totals.sum[k]) totals.add(k, c, sums[k], first);
-    });
+    } else {
+      const bool streams = kDrops || !dx_is_out;
+      auto outs = writers(streams ? b.dresidual : b.dx, streams ? rows.dresidual : rows.dx), dxs = writers(b.dx, rows.dx);
+      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
+        const Piece<T> weight = p.weight ? weights.get(u) : all(T(1));
+        PieceSums<T> sums;
+        each<R>([&](auto r) ADDNORM_LAMBDA {
+          const Piece<T> dz = gradient(r, u, weight, sums);
+          outs[r].put(u, dz);
+          if constexpr (kDrops) dxs[r].put(u, dz * keep<Access::kOrder>(lanes + r * lane_space(d) + c, u, p.keep_scale));
+        });
+        add(u, sums);
+      });
+      each<R>([&](auto r) ADDNORM_LAMBDA {
+        outs[r].close();
+        if constexpr (kDrops) dxs[r].close();
+      });
+    }
   };
-  if constexpr (kPlain) {
-    columns<Access::kCompact>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA { body(c, n, static_cast<Pair<T>*>(nullptr)); });
-  } else {
+  if constexpr (kFull) {
     T row_totals[R];
     row_sums<Access::kCompact>(d, row_totals, body);
     if (b.drow_scale.data)
       for (int r = 0; r < count; ++r) store_scalar(b.drow_scale, row + r, row_totals[r]);
+  } else {
+    columns<Access::kCompact>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA { body(c, n, nullptr); });
   }
 }
 
@@ -181,13 +204,15 @@ template <class Norm, class Access, Form kForm> inline void backward_blocks(void
   const int64_t space = plan.call.dropout.threshold ? R * lane_space(plan.call.d) : 0;
   Scratch scratch(Scratch::rows, Scratch::space<uint16_t>(space));
   uint16_t* lanes = scratch.take<uint16_t>(space);
+  const std::optional<RoundKeys> keys = space > 0 ? std::optional<RoundKeys>(plan.call.dropout.seed) : std::nullopt;
+  const RoundKeys* const key = keys ? &*keys : nullptr;
   const FlushDenormals flush(plan.has_dy);  // without dy, ds passes as it is
   for (int64_t block = begin; block < end; ++block) {
     const auto totals = job.partials.columns_of(block);
     const int64_t first = job.blocks.begin(block), last = job.blocks.end(block);
     int64_t row = first;
-    for (; row + R <= last; row += R) backward_rows<Norm, Access, kForm, R>(plan, row, R, totals, row == first, lanes);
-    if (row < last) backward_rows<Norm, Access, Form::full, R>(plan, row, static_cast<int>(last - row), totals, row == first, lanes);
+    for (; row + R <= last; row += R) backward_rows<Norm, Access, kForm, R>(plan, key, row, R, totals, row == first, lanes);
+    if (row < last) backward_rows<Norm, Access, Form::full, R>(plan, key, row, static_cast<int>(last - row), totals, row == first, lanes);
   }
   if (plan.streaming) stream_fence();
 }
@@ -225,17 +250,21 @@ template <class Norm, class Access, Form kForm> inline void backward_with(const 
   if (partials.any()) partials.finish(runtime);
 }
 
-// One output, dz itself, is plain.
 inline Form form_of(const Backward& b) {
-  const bool plain = b.residual_scale == 1 && !b.branch_scale.data && !b.row_scale.data && !b.dropout.threshold && !b.dbranch_bias.data &&
-                     !b.dbranch_scale.data && !b.drow_scale.data && !b.dx.data != !b.dresidual.data;
-  return !plain || !b.dy.data ? Form::full : b.ds.data ? Form::dy_ds : Form::dy;
+  const bool scaled = b.residual_scale != 1 || b.branch_scale.data || b.row_scale.data || b.dbranch_bias.data || b.dbranch_scale.data ||
+                      b.drow_scale.data;
+  const bool one = !b.dx.data != !b.dresidual.data, both = b.dx.data && b.dresidual.data, drops = b.dropout.threshold;
+  if (scaled || !b.dy.data || !(drops ? both : one)) return Form::full;
+  if (drops) return b.ds.data ? Form::dropout_ds : Form::dropout;
+  return b.ds.data ? Form::dy_ds : Form::dy;
 }
 
 template <class Norm, class Access> inline void backward_form(const Backward& b, const Runtime& runtime) {
   switch (form_of(b)) {
     case Form::dy: return backward_with<Norm, Access, Form::dy>(b, runtime);
     case Form::dy_ds: return backward_with<Norm, Access, Form::dy_ds>(b, runtime);
+    case Form::dropout: return backward_with<Norm, Access, Form::dropout>(b, runtime);
+    case Form::dropout_ds: return backward_with<Norm, Access, Form::dropout_ds>(b, runtime);
     case Form::full: return backward_with<Norm, Access, Form::full>(b, runtime);
   }
 }

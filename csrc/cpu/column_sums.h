@@ -29,10 +29,10 @@ struct RowBlocks {
 template <class T> struct Columns {
   T* sum[kColumnSums];
 
-  ADDNORM_INLINE void add(int which, int64_t column, Pair<T> v, bool first) const {
+  ADDNORM_INLINE void add(int which, int64_t column, int u, Piece<T> v, bool first) const {
     T* p = sum[which] + column;
-    if (!first) v = load_pair<T>(p, Whole{}) + v;
-    store_pair(p, Whole{}, v);
+    if (!first) v = load_piece(p, u) + v;
+    store_piece(p, u, v);
   }
 };
 
@@ -44,16 +44,16 @@ template <class Access> class Partials {
     for (const Vector& v : outputs_) count_ += v.data != nullptr;
   }
 
-  int64_t space() const { return Scratch::space<T>(blocks_ * count_ * padded(d_)); }
-  void place(Scratch& scratch) { data_ = scratch.take<T>(blocks_ * count_ * padded(d_)); }
+  int64_t space() const { return Scratch::space<T>((blocks_ * count_ + 1) * skewed(d_)); }
+  void place(Scratch& scratch) { data_ = scratch.take<T>((blocks_ * count_ + 1) * skewed(d_)) + skewed(d_) - padded(d_); }
   bool any() const { return count_ > 0; }
 
   Columns<T> columns_of(int64_t block) const {
     Columns<T> result;
-    T* next = data_ + block * count_ * padded(d_);
+    T* next = data_ + block * count_ * skewed(d_);
     for (int i = 0; i < kColumnSums; ++i) {
       result.sum[i] = outputs_[i].data ? next : nullptr;
-      if (outputs_[i].data) next += padded(d_);
+      if (outputs_[i].data) next += skewed(d_);
     }
     return result;
   }
@@ -70,20 +70,30 @@ template <class Access> class Partials {
   }
 
  private:
-  // The totals take the place of block 0.
+  // The totals take the place of block 0: a few partials one after the other, and such groups pairwise.
   static void add_blocks(void* context, int64_t begin, int64_t end) {
+    constexpr int64_t kGroup = 8;
     const Partials& p = *static_cast<Partials*>(context);
-    if (p.blocks_ < 2) return;
-    const int64_t row = padded(p.d_), block = p.count_ * row;
+    const int64_t row = skewed(p.d_), block = p.count_ * row;
     for (int64_t step = begin; step < end; ++step) {
       for (int k = 0; k < p.count_; ++k) {
-        PairwiseSum<T> a, b;
-        T* first = p.data_ + k * row + step * kStep;
-        for (int64_t i = 0; i < p.blocks_; ++i) {
-          const Pair<T> v = load_pair<T>(first + i * block, Whole{});
-          a.add(v.a), b.add(v.b);
+        T* const first = p.data_ + k * row + step * kStep;
+        const auto group = [&](int64_t i) ADDNORM_LAMBDA {
+          Pair<T> v = load_pair<T>(first + i * block, Whole{});
+          for (int64_t j = i + 1; j < p.blocks_ && j < i + kGroup; ++j) v = v + load_pair<T>(first + j * block, Whole{});
+          return v;
+        };
+        Pair<T> total = group(0);
+        if (p.blocks_ > kGroup) {
+          PairwiseSum<T> a, b;
+          a.add(total.a), b.add(total.b);
+          for (int64_t i = kGroup; i < p.blocks_; i += kGroup) {
+            const Pair<T> v = group(i);
+            a.add(v.a), b.add(v.b);
+          }
+          total = {a.total(), b.total()};
         }
-        store_pair(first, Whole{}, Pair<T>{a.total(), b.total()});
+        store_pair(first, Whole{}, total);
       }
     }
   }
@@ -91,8 +101,8 @@ template <class Access> class Partials {
   void write(const Vector& output, const T* total) const {
     if (output.scalar) {
       T sums[1];
-      row_sums<true>(d_, sums, [&](int64_t c, auto n, Pair<T>* sum) ADDNORM_LAMBDA {
-        sum[0] = sum[0] + only<Access::kOrder>(n, load_pair<T>(total + c, Whole{}));
+      row_sums<true>(d_, sums, [&](int64_t c, auto n, auto sum) ADDNORM_LAMBDA {
+        each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { sum[u][0] = sum[u][0] + only<Access::kOrder>(n, u, load_piece(total + c, u)); });
       });
       return store_scalar(output, 0, sums[0]);
     }

@@ -88,12 +88,13 @@ ADDNORM_INLINE Pair<float> tame(Pair<float> p) {
 }
 
 // To nearest even, of values that are tame.
+ADDNORM_INLINE Words::Native narrow_piece(Piece<float> p) {
+  const Raw even = round_to_bfloat16((Raw)p.a), odd = round_to_bfloat16((Raw)p.b);
+  return (Words::Native)blend_odd((Raw)((Words::Native)even >> 16), odd);
+}
 ADDNORM_INLINE Words narrow(BF16, Pair<float> p) {
   Words w;
-  each<Words::kParts>([&](auto i) ADDNORM_LAMBDA {
-    const Raw even = round_to_bfloat16((Raw)p.a.part[i]), odd = round_to_bfloat16((Raw)p.b.part[i]);
-    w.part[i] = (Words::Native)blend_odd((Raw)((Words::Native)even >> 16), odd);
-  });
+  each<Words::kParts>([&](auto i) ADDNORM_LAMBDA { w.part[i] = narrow_piece(piece(p, i)); });
   return w;
 }
 
@@ -174,18 +175,102 @@ template <class To, class From> ADDNORM_INLINE Pair<To> convert(Pair<From> p) {
   }
 }
 
+// ---- pieces: where 32 columns come from, and where they go
+
+template <class T> ADDNORM_INLINE typename Vec<T>::Native load_native(const T* p) {
+  typename Vec<T>::Native v;
+  __builtin_memcpy(&v, p, kNativeBytes);
+  return v;
+}
+template <class T> ADDNORM_INLINE void store_native(T* p, typename Vec<T>::Native v) { __builtin_memcpy(p, &v, kNativeBytes); }
+
+template <class T> constexpr int kNativeLanes = kNativeBytes / static_cast<int>(sizeof(T));
+
+// Piece u of 32 numbers in the arithmetic's type.
+template <class T> ADDNORM_INLINE Piece<T> load_piece(const T* p, int u) {
+  return {load_native(p + u * kNativeLanes<T>), load_native(p + kLanes + u * kNativeLanes<T>)};
+}
+template <class T> ADDNORM_INLINE void store_piece(T* p, int u, Piece<T> v) {
+  store_native(p + u * kNativeLanes<T>, v.a), store_native(p + kLanes + u * kNativeLanes<T>, v.b);
+}
+
+// Loaded at once, zeros where there is nothing: a part of a step, or elements that are not to be had piece by piece.
+template <class T> struct Loaded {
+  Pair<T> pair;
+  ADDNORM_INLINE Piece<T> get(int u) const { return piece(pair, u); }
+};
+
+template <class E> struct Reader;
+template <> struct Reader<F32> {
+  const char* p;
+  ADDNORM_INLINE Piece<float> get(int u) const { return load_piece(reinterpret_cast<const float*>(p), u); }
+};
+template <> struct Reader<BF16> {
+  const char* p;
+  ADDNORM_INLINE Piece<float> get(int u) const {
+    const auto w = load_native(reinterpret_cast<const uint32_t*>(p) + u * kNativeLanes<uint32_t>);
+    return {(Vec<float>::Native)(w << 16), (Vec<float>::Native)(w & 0xffff0000u)};
+  }
+};
+
+ADDNORM_INLINE void put_piece(F32, char* p, int u, Piece<float> v) { store_piece(reinterpret_cast<float*>(p), u, v); }
+ADDNORM_INLINE void put_piece(BF16, char* p, int u, Piece<float> v) {
+  store_native(reinterpret_cast<uint32_t*>(p) + u * kNativeLanes<uint32_t>, narrow_piece(v));
+}
+
+// What goes past the caches goes in whole lines: half-written ones of several rows would leave the processor one by one.
+template <class E> struct Writer {
+  static constexpr int kBytes = kStep * E::kBytes;
+  char* p;
+  bool streaming;
+  alignas(64) char staged[kBytes];
+
+  ADDNORM_INLINE Writer(char* p, bool streaming) : p(p), streaming(streaming) {}
+  ADDNORM_INLINE void put(int u, Piece<float> v) { put_piece(E{}, streaming ? staged : p, u, v); }
+  ADDNORM_INLINE void close() const {
+    if (!streaming) return;
+    each<kBytes / kNativeBytes>([&](auto i) ADDNORM_LAMBDA {
+      Raw line;
+      __builtin_memcpy(&line, staged + i * kNativeBytes, kNativeBytes);
+      stream(p + i * kNativeBytes, line);
+    });
+  }
+};
+
+// Stored at once.
+template <class T, class Store> struct Stored {
+  Store store;
+  Pair<T> pair;
+  ADDNORM_INLINE void put(int u, Piece<T> v) { set_piece(pair, u, v); }
+  ADDNORM_INLINE void close() const { store(pair); }
+};
+
 // ---- access: how a kernel reaches its matrices
 
 // All matrices hold E; the arithmetic is float.
 template <class E> struct Same {
   using T = float;
-  static constexpr bool kCompact = kCompactCode;
+  static constexpr bool kCompact = false;
   static constexpr Order kOrder = E::kOrder;
+  static constexpr bool kByPiece = !std::is_same_v<E, F16>;
+
   template <class N> static ADDNORM_INLINE Pair<T> load(DType, const void* row, int64_t column, N n) {
     return Element<E>::load(static_cast<const char*>(row) + column * E::kBytes, n);
   }
   template <class N> static ADDNORM_INLINE void store(DType, void* row, int64_t column, N n, Pair<T> v, bool streaming = false) {
     Element<E>::store(static_cast<char*>(row) + column * E::kBytes, n, v, streaming);
+  }
+  template <class N> static ADDNORM_INLINE auto reader(DType dtype, const char* row, int64_t column, N n) {
+    if constexpr (kByPiece && std::is_same_v<N, Whole>) return Reader<E>{row + column * E::kBytes};
+    else return Loaded<T>{row ? load(dtype, row, column, n) : Pair<T>{}};
+  }
+  template <class N> static ADDNORM_INLINE auto writer(DType dtype, char* row, int64_t column, N n, bool streaming) {
+    if constexpr (kByPiece && std::is_same_v<N, Whole>) {
+      return Writer<E>(row + column * E::kBytes, streaming);
+    } else {
+      const auto put = [=](const Pair<T>& v) ADDNORM_LAMBDA { store(dtype, row, column, n, v, streaming); };
+      return Stored<T, decltype(put)>{put, {}};
+    }
   }
 };
 
@@ -210,6 +295,13 @@ template <class T_> struct Any {
       case DType::f16: return Same<F16>::store(dtype, row, column, n, convert<float>(v), streaming);
       case DType::f64: return Element<F64>::store(static_cast<double*>(row) + column, n, convert<double>(v), streaming);
     }
+  }
+  template <class N> static ADDNORM_INLINE auto reader(DType dtype, const char* row, int64_t column, N n) {
+    return Loaded<T>{row ? load(dtype, row, column, n) : Pair<T>{}};
+  }
+  template <class N> static ADDNORM_INLINE auto writer(DType dtype, char* row, int64_t column, N n, bool streaming) {
+    const auto put = [=](const Pair<T>& v) ADDNORM_LAMBDA { store(dtype, row, column, n, v, streaming); };
+    return Stored<T, decltype(put)>{put, {}};
   }
 };
 

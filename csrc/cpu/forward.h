@@ -2,6 +2,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <optional>
 
 #include "kernels.h"
 #include "memory.h"
@@ -14,6 +15,11 @@ namespace addnorm::ADDNORM_ISA {
 // Below so many elements a second thread costs more than it brings.
 constexpr int64_t kParallelElements = 16384;
 
+// Rows that are finished together, as long as the near caches hold their terms and the results; from memory one row at a time is
+// quicker, since each row is a stream of its own there (4096x1024 bfloat16: 1.65 ms against 2.7).
+constexpr int kRowsTogether = 4;
+constexpr int64_t kNearColumns = 4096, kNearBytes = int64_t{2} << 20;
+
 inline int64_t row_grain(int64_t d) { return d < kParallelElements ? kParallelElements / (d > 0 ? d : 1) : 1; }
 
 template <class Access> struct ForwardPlan {
@@ -22,107 +28,149 @@ template <class Access> struct ForwardPlan {
   const T *weight, *bias, *branch_bias, *branch_scale;
   T residual_scale, keep_scale;
   bool streaming;
+  bool near;  // rows are finished together
 };
 
-// The working memory of one thread: the terms of R rows, each padded to whole steps, and their dropout lanes.
+// The usual calls have a text of their own, with no detour in it; `full` is everything else.
+enum class Sum { plain, dropout, full };
+
+// The working memory of one thread: the terms of R rows, each padded to whole steps, and the dropout lanes of one.
 template <class T> struct RowBuffers {
   T* terms;
   uint16_t* lanes;
   int64_t stride;
 };
 
-// z = residual_scale * residual + row_scale * branch_scale * dropout(x + branch_bias), 32 columns of it; the products are
-// rounded one by one, so that every instruction set gives the bits of the composite.
-template <class Access, bool kPlain, class N, class T = typename Access::T>
-ADDNORM_INLINE Pair<T> add_columns(const ForwardPlan<Access>& p, const void* x, const void* residual, const uint16_t* lanes,
-                                   T row_scale, int64_t c, N n) {
+// z = residual_scale * residual + row_scale * branch_scale * dropout(x + branch_bias) of a row, in pieces of 32 columns: step(c, n, use)
+// calls use(u, z); the products are rounded one by one, so that every instruction set gives the bits of the composite.
+template <class Access, Sum kSum> struct RowSum {
+  using T = typename Access::T;
+  const ForwardPlan<Access>& p;
+  const char *x, *residual;
+  const uint16_t* lanes;
+  T row_scale;
+
+  template <class N, class Use> ADDNORM_INLINE void step(int64_t c, N n, Use&& use) const {
+    const Forward& f = p.call;
+    const auto xs = Access::reader(f.x.dtype, x, c, n);
+    if constexpr (kSum == Sum::full) {
+      const auto branch_bias = parameter<Access>(p.branch_bias, c, n), branch_scale = parameter<Access>(p.branch_scale, c, n);
+      const auto branch = [&](auto u) ADDNORM_LAMBDA {
+        Piece<T> z = xs.get(u);
+        if (p.branch_bias) z = z + branch_bias.get(u);
+        if (f.dropout.threshold) z = z * keep<Access::kOrder>(lanes + c, u, p.keep_scale);
+        if (p.branch_scale) z = z * branch_scale.get(u);
+        return z * row_scale;
+      };
+      if (!residual) return each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { use(u, branch(u)); });
+      const auto residuals = Access::reader(f.residual.dtype, residual, c, n);
+      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { use(u, branch(u) + residuals.get(u) * p.residual_scale); });
+    } else {
+      const auto residuals = Access::reader(f.residual.dtype, residual, c, n);
+      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
+        Piece<T> z = xs.get(u);
+        if constexpr (kSum == Sum::dropout) z = z * keep<Access::kOrder>(lanes + c, u, p.keep_scale);
+        use(u, z + residuals.get(u));
+      });
+    }
+  }
+};
+
+// The first pass over a row: z goes to memory if asked for, its terms to the buffer, and their sums into `sums`.
+template <class Norm, class Access, Sum kSum, class T = typename Access::T>
+inline void sum_row(const ForwardPlan<Access>& p, const RoundKeys* keys, int64_t row, T* terms, uint16_t* lanes,
+                    typename Norm::template Row<T>& stats, T (&sums)[Norm::kSums]) {
   const Forward& f = p.call;
-  Pair<T> z = Access::load(f.x.dtype, x, c, n);
-  if constexpr (kPlain) return z + Access::load(f.residual.dtype, residual, c, n);
-  if (p.branch_bias) z = z + load_parameter<Access>(p.branch_bias + c, n);
-  if (f.dropout.threshold) z = z * keep<Access::kOrder>(lanes + c, f.dropout.threshold, p.keep_scale);
-  if (p.branch_scale) z = z * load_parameter<Access>(p.branch_scale + c, n);
-  z = z * splat(row_scale);
-  if (!residual) return z;
-  return z + Access::load(f.residual.dtype, residual, c, n) * splat(p.residual_scale);
+  const int64_t d = f.d;
+  const bool has_residual = kSum != Sum::full || f.residual.data, store_z = f.z.data != nullptr, streaming = p.streaming;
+  if (kSum != Sum::plain && keys) kept_lanes(lanes, d, f.dropout.threshold, *keys, static_cast<uint64_t>(row));
+  const RowSum<Access, kSum> z = {p, row_pointer(f.x, row), has_residual ? row_pointer(f.residual, row) : nullptr, lanes,
+                                  kSum == Sum::full ? row_value<T>(f.row_scale, row) : T(1)};
+  char* const stored = store_z ? row_pointer(f.z, row) : nullptr;
+  if constexpr (Norm::kShifts) {
+    const Some head = {static_cast<int>(d < kStep ? d : kStep)};
+    Vec<T> first;
+    z.step(0, head, [&](auto u, Piece<T> v) ADDNORM_LAMBDA {
+      v = only<Access::kOrder>(head, u, v);
+      first.part[u] = v.a + v.b;
+    });
+    Norm::begin(stats, sum(first), T(head.count));
+  }
+  const typename Norm::template Row<T> begun = stats;
+  row_sums<Access::kCompact>(d, sums, [&](int64_t c, auto n, auto accumulators) ADDNORM_LAMBDA {
+    auto target = Access::writer(f.z.dtype, stored, c, n, streaming);
+    z.step(c, n, [&](auto u, Piece<T> v) ADDNORM_LAMBDA {
+      if (store_z) target.put(u, v);
+      const Piece<T> term = only<Access::kOrder>(n, u, Norm::term(begun, v));
+      store_piece(terms + c, u, term);
+      Norm::add(accumulators[u], term);
+    });
+    if (store_z) target.close();
+  });
 }
 
 // R rows at once: their reductions wait on each other's latency, and weight and bias are loaded once for all.
-template <class Norm, class Access, bool kPlain, int R>
-inline void forward_rows(const ForwardPlan<Access>& p, int64_t row, RowBuffers<typename Access::T> buffers) {
+template <class Norm, class Access, Sum kSum, int R>
+inline void forward_rows(const ForwardPlan<Access>& p, const RoundKeys* keys, int64_t row, RowBuffers<typename Access::T> buffers) {
   using T = typename Access::T;
   using Row = typename Norm::template Row<T>;
   const Forward& f = p.call;
   const int64_t d = f.d;
-  const char *x[R], *residual[R];
-  char *y[R], *z[R];
-  T row_scale[R];
   Row rows[R];
-  const bool store_z = f.z.data != nullptr, streaming = p.streaming;
-  each<R>([&](auto r) ADDNORM_LAMBDA {
-    x[r] = row_pointer(f.x, row + r);
-    residual[r] = kPlain || f.residual.data ? row_pointer(f.residual, row + r) : nullptr;
-    y[r] = row_pointer(f.y, row + r);
-    z[r] = store_z ? row_pointer(f.z, row + r) : nullptr;
-    if constexpr (!kPlain) {
-      row_scale[r] = row_value<T>(f.row_scale, row + r);
-      if (f.dropout.threshold) random_lanes(buffers.lanes + r * lane_space(d), d, f.dropout.seed, static_cast<uint64_t>(row + r));
-    }
-  });
-  const auto sum_columns = [&](auto r, int64_t c, auto n) ADDNORM_LAMBDA {
-    return add_columns<Access, kPlain>(p, x[r], residual[r], buffers.lanes + r * lane_space(d), kPlain ? T(1) : row_scale[r], c, n);
-  };
-
-  if constexpr (Norm::kShifts) {
-    const Some head = {static_cast<int>(d < kStep ? d : kStep)};
-    each<R>([&](auto r) ADDNORM_LAMBDA { Norm::begin(rows[r], only<Access::kOrder>(head, sum_columns(r, 0, head)), T(head.count)); });
+  T sums[R][Norm::kSums];
+  char* y[R];
+  for (int r = 0; r < R; ++r) {
+    sum_row<Norm, Access, kSum>(p, keys, row + r, buffers.terms + r * buffers.stride, buffers.lanes, rows[r], sums[r]);
   }
-  T sums[R * Norm::kSums];
-  row_sums<Access::kCompact>(d, sums, [&](int64_t c, auto n, Pair<T>* accumulators) ADDNORM_LAMBDA {
-    each<R>([&](auto r) ADDNORM_LAMBDA {
-      const Pair<T> v = sum_columns(r, c, n);
-      if (store_z) Access::store(f.z.dtype, z[r], c, n, v, streaming);
-      const Pair<T> term = only<Access::kOrder>(n, Norm::term(rows[r], v));
-      store_pair(buffers.terms + r * buffers.stride + c, Whole{}, term);
-      Norm::add(accumulators + r * Norm::kSums, term);
-    });
-  });
   each<R>([&](auto r) ADDNORM_LAMBDA {
     const T eps = static_cast<T>(f.eps);
-    const bool good = Norm::finish(rows[r], sums + r * Norm::kSums, static_cast<T>(d), eps);
+    const bool good = Norm::finish(rows[r], sums[r], static_cast<T>(d), eps);
     if constexpr (Norm::kShifts)
       if (!good) Norm::template refine<Access::kOrder>(rows[r], buffers.terms + r * buffers.stride, d, eps);
     if (f.stats) static_cast<Row*>(f.stats)[row + r] = Norm::statistics(rows[r]);
+    y[r] = row_pointer(f.y, row + r);
   });
 
-  const T *const weights = p.weight, *const biases = p.bias;
-  columns<Access::kCompact>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
-    Pair<T> weight = {splat(T(1)), splat(T(1))}, bias = {splat(T(0)), splat(T(0))};
-    if (weights) weight = load_parameter<Access>(weights + c, n);
-    if (biases) bias = load_parameter<Access>(biases + c, n);
-    each<R>([&](auto r) ADDNORM_LAMBDA {
-      Pair<T> v = Norm::normalise_term(rows[r], load_pair<T>(buffers.terms + r * buffers.stride + c, Whole{}));
-      if (weights && biases) v = fma(v, weight, bias);
-      else if (weights) v = v * weight;
-      else if (biases) v = v + bias;
-      Access::store(f.y.dtype, y[r], c, n, v, streaming);
+  const auto write = [&]<bool kWeight, bool kBias>(Flags<kWeight, kBias>) ADDNORM_LAMBDA {
+    columns<Access::kCompact>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
+      const auto weights = parameter<Access>(p.weight, c, n), biases = parameter<Access>(p.bias, c, n);
+      auto targets = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::writer(f.y.dtype, y[r], c, n, p.streaming); });
+      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
+        Piece<T> weight, bias;
+        if constexpr (kWeight) weight = weights.get(u);
+        if constexpr (kBias) bias = biases.get(u);
+        each<R>([&](auto r) ADDNORM_LAMBDA {
+          Piece<T> v = Norm::normalise_term(rows[r], load_piece(buffers.terms + r * buffers.stride + c, u));
+          if constexpr (kWeight && kBias) v = fma(v, weight, bias);
+          else if constexpr (kWeight) v = v * weight;
+          else if constexpr (kBias) v = v + bias;
+          targets[r].put(u, v);
+        });
+      });
+      each<R>([&](auto r) ADDNORM_LAMBDA { targets[r].close(); });
     });
-  });
+  };
+  if (p.weight) p.bias ? write(Flags<true, true>{}) : write(Flags<true, false>{});
+  else p.bias ? write(Flags<false, true>{}) : write(Flags<false, false>{});
 }
 
-// Rows [begin, end), as many together as the registers hold; a row's bits do not depend on its company.
-template <class Norm, class Access, bool kPlain> inline void forward_range(void* context, int64_t begin, int64_t end) {
+// Rows [begin, end), several together while their terms fit the nearest cache; a row's bits do not depend on its company.
+template <class Norm, class Access, Sum kSum> inline void forward_range(void* context, int64_t begin, int64_t end) {
   using T = typename Access::T;
   const auto& plan = *static_cast<const ForwardPlan<Access>*>(context);
-  constexpr int R = kPlain ? kRowsTogether : 1;
-  const int64_t d = plan.call.d, stride = padded(d);
-  const int64_t lanes = plan.call.dropout.threshold ? R * lane_space(d) : 0;
-  Scratch scratch(Scratch::rows, Scratch::space<T>(R * stride) + Scratch::space<uint16_t>(lanes));
-  T* terms = scratch.take<T>(R * stride);
+  const bool drops = plan.call.dropout.threshold != 0;
+  const int64_t d = plan.call.d, stride = skewed(d), lanes = drops ? lane_space(d) : 0;
+  const int together = kSum != Sum::full && plan.near ? kRowsTogether : 1;
+  Scratch scratch(Scratch::rows, Scratch::space<T>(together * stride) + Scratch::space<uint16_t>(lanes));
+  T* terms = scratch.take<T>(together * stride);
   const RowBuffers<T> buffers = {terms, scratch.take<uint16_t>(lanes), stride};
-  for (; begin + R <= end; begin += R) forward_rows<Norm, Access, kPlain, R>(plan, begin, buffers);
-  if constexpr (R > 1)  // the full form is at hand already, and gives the same bits
-    for (; begin < end; ++begin) forward_rows<Norm, Access, false, 1>(plan, begin, buffers);
+  const std::optional<RoundKeys> keys = drops ? std::optional<RoundKeys>(plan.call.dropout.seed) : std::nullopt;
+  const RoundKeys* const key = keys ? &*keys : nullptr;
+  if constexpr (kSum != Sum::full) {
+    if (together > 1)
+      for (; begin + kRowsTogether <= end; begin += kRowsTogether) forward_rows<Norm, Access, kSum, kRowsTogether>(plan, key, begin, buffers);
+  }
+  for (; begin < end; ++begin) forward_rows<Norm, Access, kSum, 1>(plan, key, begin, buffers);
   if (plan.streaming) stream_fence();
 }
 
@@ -135,7 +183,7 @@ inline bool aligned_rows(const Matrix& m, int64_t d) {
   return bits % 64 == 0;
 }
 
-template <class Norm, class Access, bool kPlain> inline void forward_with(const Forward& f, const Runtime& runtime) {
+template <class Norm, class Access, Sum kSum> inline void forward_with(const Forward& f, const Runtime& runtime) {
   using T = typename Access::T;
   using P = Parameter<Access>;
   Scratch scratch(Scratch::call, P::space(f.weight, f.d, f.weight_offset) + P::space(f.bias, f.d) + P::space(f.branch_bias, f.d) +
@@ -150,14 +198,15 @@ template <class Norm, class Access, bool kPlain> inline void forward_with(const 
       static_cast<T>(f.residual_scale),
       static_cast<T>(f.dropout.keep_scale),
       streaming_pays(written, f.fresh_pages) && aligned_rows(f.y, f.d) && aligned_rows(f.z, f.d),
+      written <= kNearBytes && f.d <= kNearColumns,
   };
-  if (f.rows * f.d < kParallelElements) return forward_range<Norm, Access, kPlain>(&plan, 0, f.rows);
-  runtime.parallel_for(f.rows, row_grain(f.d), &plan, forward_range<Norm, Access, kPlain>);
+  if (f.rows * f.d < kParallelElements) return forward_range<Norm, Access, kSum>(&plan, 0, f.rows);
+  runtime.parallel_for(f.rows, row_grain(f.d), &plan, forward_range<Norm, Access, kSum>);
 }
 
-inline bool is_plain(const Forward& f) {
-  return f.residual.data && f.residual_scale == 1 && !f.branch_bias.data && !f.branch_scale.data && !f.row_scale.data &&
-         !f.dropout.threshold;
+inline Sum sum_of(const Forward& f) {
+  const bool full = !f.residual.data || f.residual_scale != 1 || f.branch_bias.data || f.branch_scale.data || f.row_scale.data;
+  return full ? Sum::full : f.dropout.threshold ? Sum::dropout : Sum::plain;
 }
 
 // The element type that all matrices of a call share; false where they differ.
@@ -167,17 +216,21 @@ inline bool share(DType dtype, std::initializer_list<const Matrix*> matrices) {
   return true;
 }
 
+template <class Norm, class Access> inline void forward_sum(const Forward& f, const Runtime& runtime) {
+  switch (sum_of(f)) {
+    case Sum::plain: return forward_with<Norm, Access, Sum::plain>(f, runtime);
+    case Sum::dropout: return forward_with<Norm, Access, Sum::dropout>(f, runtime);
+    case Sum::full: return forward_with<Norm, Access, Sum::full>(f, runtime);
+  }
+}
+
 template <class Norm> inline void forward(const Forward& f, const Runtime& runtime) {
-  if (f.f64) return forward_with<Norm, Any<double>, false>(f, runtime);
-  const bool plain = is_plain(f), same = share(f.x.dtype, {&f.residual, &f.y, &f.z});
-  const auto run = [&](auto access) {
-    using Access = decltype(access);
-    plain ? forward_with<Norm, Access, true>(f, runtime) : forward_with<Norm, Access, false>(f, runtime);
-  };
-  if (same && f.x.dtype == DType::f32) return run(Same<F32>{});
-  if (same && f.x.dtype == DType::bf16) return run(Same<BF16>{});
-  if (same && f.x.dtype == DType::f16) return forward_with<Norm, Same<F16>, false>(f, runtime);
-  forward_with<Norm, Any<float>, false>(f, runtime);
+  if (f.f64) return forward_with<Norm, Any<double>, Sum::full>(f, runtime);
+  const bool same = share(f.x.dtype, {&f.residual, &f.y, &f.z});
+  if (same && f.x.dtype == DType::f32) return forward_sum<Norm, Same<F32>>(f, runtime);
+  if (same && f.x.dtype == DType::bf16) return forward_sum<Norm, Same<BF16>>(f, runtime);
+  if (same && f.x.dtype == DType::f16) return forward_with<Norm, Same<F16>, Sum::full>(f, runtime);
+  forward_with<Norm, Any<float>, Sum::full>(f, runtime);
 }
 
 }  // namespace addnorm::ADDNORM_ISA

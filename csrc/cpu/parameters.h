@@ -8,6 +8,10 @@ namespace addnorm::ADDNORM_ISA {
 
 inline int64_t padded(int64_t d) { return (d + kStep - 1) / kStep * kStep; }
 
+// From one row of working memory to the next. Not the length alone: where that is a multiple of a page, the rows and the activations
+// that they go with would share a few sets of the nearest cache.
+inline int64_t skewed(int64_t d) { return padded(d) + 10 * kStep; }
+
 // Absent: data is null and `of` gives null. A vector that is right as it lies is used in place.
 template <class Access> struct Parameter {
   using T = typename Access::T;
@@ -34,10 +38,14 @@ template <class Access> struct Parameter {
   }
 };
 
-// 32 columns of a parameter. One in split order is a padded copy, of which a part would not be the first columns.
-template <class Access, class N, class T = typename Access::T> ADDNORM_INLINE Pair<T> load_parameter(const T* p, N n) {
-  if constexpr (Access::kOrder == Order::split) return load_pair<T>(p, Whole{});
-  else return load_pair<T>(p, n);
+// 32 columns of a parameter, piece by piece. One in split order is a padded copy, of which a part would not be the first columns.
+template <class T> struct Padded {
+  const T* p;
+  ADDNORM_INLINE Piece<T> get(int u) const { return load_piece(p, u); }
+};
+template <class Access, class N, class T = typename Access::T> ADDNORM_INLINE auto parameter(const T* p, int64_t column, N n) {
+  if constexpr (Access::kOrder == Order::split || std::is_same_v<N, Whole>) return Padded<T>{p + column};
+  else return Loaded<T>{p ? load_pair<T>(p + column, n) : Pair<T>{}};
 }
 
 // The values of one row in the arithmetic's type, whatever the row is told apart by.

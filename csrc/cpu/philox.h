@@ -13,8 +13,11 @@ typedef uint64_t Counters __attribute__((vector_size(kNativeBytes)));
 constexpr int kBlocks = kNativeBytes / 8;    // Philox blocks in flight: one 32-bit word of each in a 64-bit lane
 constexpr int kBlockColumns = 8;
 
-// The memory that the lanes of a row of d columns take, in lanes.
-inline int64_t lane_space(int64_t d) { return (d + 63) / 64 * 64; }
+// Two batches of blocks at a time: the ten rounds of one are a chain of waits that the other fills.
+constexpr int kBatches = 2;
+
+// The memory that the lanes of a row of d columns take, in lanes: whole turns on every instruction set.
+inline int64_t lane_space(int64_t d) { return (d + 127) / 128 * 128; }
 
 // Lane 2j holds block j and lane 2j + 1 block kBlocks/2 + j, so that unpacking brings the blocks out in order.
 ADDNORM_INLINE Counters first_blocks() {
@@ -34,62 +37,74 @@ template <class V> ADDNORM_INLINE V unpack_high(V a, V b) {
   else return __builtin_shufflevector(a, b, 1, 3);
 }
 
-// The 16-bit lanes of columns [0, d) of a row; `lanes` has room for lane_space(d).
-inline void random_lanes(uint16_t* lanes, int64_t d, uint64_t seed, uint64_t row) {
-  const Counters row_low = Counters{} + (row & 0xffffffffu), row_high = Counters{} + (row >> 32);
-  Counters block = first_blocks();
-  for (int64_t column = 0; column < d; column += kBlocks * kBlockColumns, block += kBlocks) {
-    // Only the low half of each lane counts; the products leave their low words in place, with rubbish above them.
-    Counters w0 = row_low, w1 = row_high, w2 = block, w3 = block >> 32;
+// The keys of the ten rounds, the same for every block of a call.
+struct RoundKeys {
+  Counters low[10], high[10];
+  explicit RoundKeys(uint64_t seed) {
     uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-    each<10>([&](auto) ADDNORM_LAMBDA {
-      const Counters p0 = (Counters)multiply_low((Raw)w0, 0xD2511F53u);
-      const Counters p1 = (Counters)multiply_low((Raw)w2, 0xCD9E8D57u);
-      w0 = (p1 >> 32) ^ w1 ^ (Counters{} + key0), w1 = p1;
-      w2 = (p0 >> 32) ^ w3 ^ (Counters{} + key1), w3 = p0;
-      key0 += 0x9E3779B9u, key1 += 0xBB67AE85u;
+    for (int i = 0; i < 10; ++i, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u) low[i] = Counters{} + key0, high[i] = Counters{} + key1;
+  }
+};
+
+// Whether each of the columns [0, d) of a row is kept: 16 bits of ones or zeros each; `kept` has room for lane_space(d).
+inline void kept_lanes(uint16_t* kept, int64_t d, uint32_t threshold, const RoundKeys& keys, uint64_t row) {
+  typedef uint16_t Lanes __attribute__((vector_size(kNativeBytes)));
+  const Counters row_low = Counters{} + (row & 0xffffffffu), row_high = Counters{} + (row >> 32);
+  const Lanes least = Lanes{} + static_cast<uint16_t>(threshold);
+  Counters next = first_blocks();
+  for (int64_t column = 0; column < d; column += kBatches * kBlocks * kBlockColumns) {
+    // Only the low half of each lane counts; the products leave their low words in place, with rubbish above them.
+    Counters w0[kBatches], w1[kBatches], w2[kBatches], w3[kBatches];
+    each<kBatches>([&](auto j) ADDNORM_LAMBDA {
+      w0[j] = row_low, w1[j] = row_high, w2[j] = next, w3[j] = next >> 32;
+      next += kBlocks;
     });
-    const Counters low = (w0 & 0xffffffffu) | w1 << 32, high = (w2 & 0xffffffffu) | w3 << 32;
-    const Counters halves[2] = {unpack_low(low, high), unpack_high(low, high)};
-    __builtin_memcpy(lanes + column, halves, sizeof halves);
+    each<10>([&](auto i) ADDNORM_LAMBDA {
+      each<kBatches>([&](auto j) ADDNORM_LAMBDA {
+        const Counters p0 = (Counters)multiply_low((Raw)w0[j], 0xD2511F53u);
+        const Counters p1 = (Counters)multiply_low((Raw)w2[j], 0xCD9E8D57u);
+        w0[j] = (p1 >> 32) ^ w1[j] ^ keys.low[i], w1[j] = p1;
+        w2[j] = (p0 >> 32) ^ w3[j] ^ keys.high[i], w3[j] = p0;
+      });
+    });
+    each<kBatches>([&](auto j) ADDNORM_LAMBDA {
+      const Counters low = (w0[j] & 0xffffffffu) | w1[j] << 32, high = (w2[j] & 0xffffffffu) | w3[j] << 32;
+      const auto first = (Lanes)((Lanes)unpack_low(low, high) >= least), second = (Lanes)((Lanes)unpack_high(low, high) >= least);
+      uint16_t* const q = kept + column + j * kBlocks * kBlockColumns;
+      __builtin_memcpy(q, &first, kNativeBytes);
+      __builtin_memcpy(q + kNativeBytes / 2, &second, kNativeBytes);
+    });
   }
 }
 
-// As many lanes as a native register of T holds elements.
-ADDNORM_INLINE Vec<uint32_t>::Native widen_lanes(float, const uint16_t* lanes) {
-  typedef uint16_t Lanes __attribute__((vector_size(kNativeBytes / 2)));
+// As many lanes as a native register of T holds elements, all bits of each element as those of its lane.
+ADDNORM_INLINE Vec<uint32_t>::Native widen_lanes(float, const uint16_t* kept) {
+  typedef int16_t Lanes __attribute__((vector_size(kNativeBytes / 2)));
   Lanes v;
-  __builtin_memcpy(&v, lanes, sizeof v);
-  return __builtin_convertvector(v, Vec<uint32_t>::Native);
+  __builtin_memcpy(&v, kept, sizeof v);
+  return (Vec<uint32_t>::Native)__builtin_convertvector(v, Vec<int32_t>::Native);
 }
-ADDNORM_INLINE Counters widen_lanes(double, const uint16_t* lanes) {
-  typedef uint16_t Lanes __attribute__((vector_size(kNativeBytes / 4)));
+ADDNORM_INLINE Counters widen_lanes(double, const uint16_t* kept) {
+  typedef int16_t Lanes __attribute__((vector_size(kNativeBytes / 4)));
   Lanes v;
-  __builtin_memcpy(&v, lanes, sizeof v);
-  return __builtin_convertvector(v, Counters);
+  __builtin_memcpy(&v, kept, sizeof v);
+  return (Counters)__builtin_convertvector(v, Vec<int64_t>::Native);
 }
 
-// The multipliers of 32 columns: 0 where the lane is below the threshold, else `scale`. A product and not a selection, for
-// 0 * NaN must be NaN.
-template <Order kOrder, class T> ADDNORM_INLINE Pair<T> keep(const uint16_t* lanes, uint32_t threshold, T scale) {
-  Pair<T> p;
+// The multipliers of piece u of 32 columns: `scale` where the lane is kept, else 0. A product and not a selection, for 0 * NaN
+// must be NaN.
+template <Order kOrder, class T> ADDNORM_INLINE Piece<T> keep(const uint16_t* kept, int u, T scale) {
+  using Native = typename Vec<T>::Native;
+  using Bits = decltype(widen_lanes(T(0), kept));
+  const Bits bits = (Bits)all(scale).a;
   if constexpr (kOrder == Order::split) {
-    const Words w = load<uint32_t>(lanes);
-    each<Words::kParts>([&](auto i) ADDNORM_LAMBDA {
-      const Vec<float>::Native kept = splat(scale).part[0], none = {};
-      p.a.part[i.value] = (w.part[i.value] & 0xffffu) >= threshold ? kept : none;
-      p.b.part[i.value] = w.part[i.value] >> 16 >= threshold ? kept : none;
-    });
+    const auto w = load_native(reinterpret_cast<const uint32_t*>(kept) + u * kNativeLanes<uint32_t>);
+    const auto even = (Vec<int32_t>::Native)(w << 16) >> 16, odd = (Vec<int32_t>::Native)w >> 16;
+    return {(Native)(bits & (Bits)even), (Native)(bits & (Bits)odd)};
   } else {
-    constexpr int kWidth = kNativeBytes / static_cast<int>(sizeof(T));
-    const typename Vec<T>::Native kept = splat(scale).part[0], none = {};
-    const auto one = [&](const uint16_t* q) ADDNORM_LAMBDA { return widen_lanes(T(0), q) >= threshold ? kept : none; };
-    each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA {
-      p.a.part[i.value] = one(lanes + i.value * kWidth);
-      p.b.part[i.value] = one(lanes + kLanes + i.value * kWidth);
-    });
+    const uint16_t* first = kept + u * kNativeLanes<T>;
+    return {(Native)(bits & widen_lanes(T(0), first)), (Native)(bits & widen_lanes(T(0), first + kLanes))};
   }
-  return p;
 }
 
 }  // namespace addnorm::ADDNORM_ISA

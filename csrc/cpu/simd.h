@@ -1,6 +1,7 @@
 // Vectors of 16 logical lanes over the native registers of one instruction set, the same lane order for all of them.
 //
-// A step of every kernel is 32 columns, a Pair of vectors. In `natural` order a holds columns 0..15 and b 16..31; in `split`
+// A step of every kernel is 32 columns, a Pair of vectors. It is gone through in pieces of two native registers, so that what a
+// piece needs stays in registers where there are but 16. In `natural` order a holds columns 0..15 and b 16..31; in `split`
 // order a holds the even columns and b the odd ones: so bfloat16 unpacks with one shift and one mask instead of two widenings.
 #pragma once
 
@@ -24,6 +25,18 @@ template <class F, int... I> ADDNORM_INLINE void each_of(F& f, std::integer_sequ
 // f(Index<0>), ..., f(Index<N-1>), written out: arrays indexed so stay in registers.
 template <int N, class F> ADDNORM_INLINE void each(F f) { each_of(f, std::make_integer_sequence<int, N>{}); }
 
+// {f(Index<0>), ..., f(Index<N-1>)}
+template <class Result, int N> struct Several {
+  Result item[N];
+  ADDNORM_INLINE Result& operator[](int i) { return item[i]; }
+};
+template <class F, int... I> ADDNORM_INLINE auto several_of(F& f, std::integer_sequence<int, I...>) {
+  return Several<decltype(f(Index<0>{})), sizeof...(I)>{{f(Index<I>{})...}};
+}
+template <int N, class F> ADDNORM_INLINE auto several(F f) { return several_of(f, std::make_integer_sequence<int, N>{}); }
+
+template <bool...> struct Flags {};
+
 template <class T> struct Vec {
   static constexpr int kParts = kLanes * static_cast<int>(sizeof(T)) / kNativeBytes;
   typedef T Native __attribute__((vector_size(kNativeBytes)));
@@ -31,6 +44,13 @@ template <class T> struct Vec {
 };
 
 template <class T> struct Pair { Vec<T> a, b; };
+
+// Register number u of a and of b.
+template <class T> struct Piece { typename Vec<T>::Native a, b; };
+template <class T> constexpr int kPieces = Vec<T>::kParts;
+
+template <class T> ADDNORM_INLINE Piece<T> piece(const Pair<T>& p, int u) { return {p.a.part[u], p.b.part[u]}; }
+template <class T> ADDNORM_INLINE void set_piece(Pair<T>& p, int u, Piece<T> v) { p.a.part[u] = v.a, p.b.part[u] = v.b; }
 
 enum class Order { natural, split };
 
@@ -42,26 +62,31 @@ template <class T> ADDNORM_INLINE Vec<T> splat(T value) {
   return v;
 }
 
+template <class T> ADDNORM_INLINE Piece<T> all(T value) {
+  const typename Vec<T>::Native v = value - typename Vec<T>::Native{};
+  return {v, v};
+}
+
 #define ADDNORM_OPERATOR(OP)                                                                                      \
   template <class T> ADDNORM_INLINE Vec<T> operator OP(Vec<T> a, Vec<T> b) {                                      \
     each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA { a.part[i.value] = a.part[i.value] OP b.part[i.value]; });   \
     return a;                                                                                                     \
   }                                                                                                               \
   template <class T> ADDNORM_INLINE Pair<T> operator OP(Pair<T> a, Pair<T> b) { return {a.a OP b.a, a.b OP b.b}; } \
-  template <class T> ADDNORM_INLINE Pair<T> operator OP(Pair<T> a, Vec<T> b) { return {a.a OP b, a.b OP b}; }
+  template <class T> ADDNORM_INLINE Pair<T> operator OP(Pair<T> a, Vec<T> b) { return {a.a OP b, a.b OP b}; }   \
+  template <class T> ADDNORM_INLINE Piece<T> operator OP(Piece<T> a, Piece<T> b) { return {a.a OP b.a, a.b OP b.b}; } \
+  template <class T> ADDNORM_INLINE Piece<T> operator OP(Piece<T> a, T b) { return {a.a OP b, a.b OP b}; }
 ADDNORM_OPERATOR(+)
 ADDNORM_OPERATOR(-)
 ADDNORM_OPERATOR(*)
 #undef ADDNORM_OPERATOR
 
 // a * b + c
-template <class T> ADDNORM_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
-  each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA { c.part[i.value] = multiply_add(a.part[i.value], b.part[i.value], c.part[i.value]); });
-  return c;
+template <class T> ADDNORM_INLINE Piece<T> fma(Piece<T> a, Piece<T> b, Piece<T> c) {
+  return {multiply_add(a.a, b.a, c.a), multiply_add(a.b, b.b, c.b)};
 }
-template <class T> ADDNORM_INLINE Pair<T> fma(Pair<T> a, Pair<T> b, Pair<T> c) { return {fma(a.a, b.a, c.a), fma(a.b, b.b, c.b)}; }
-template <class T> ADDNORM_INLINE Pair<T> fma(Pair<T> a, Vec<T> b, Pair<T> c) { return {fma(a.a, b, c.a), fma(a.b, b, c.b)}; }
-template <class T> ADDNORM_INLINE Pair<T> fma(Pair<T> a, Vec<T> b, Vec<T> c) { return {fma(a.a, b, c), fma(a.b, b, c)}; }
+template <class T> ADDNORM_INLINE Piece<T> fma(Piece<T> a, T b, Piece<T> c) { return fma(a, all(b), c); }
+template <class T> ADDNORM_INLINE Piece<T> fma(Piece<T> a, T b, T c) { return fma(a, all(b), all(c)); }
 
 ADDNORM_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
 ADDNORM_INLINE double square_root(double x) { return __builtin_sqrt(x); }
@@ -186,6 +211,15 @@ template <Order kOrder, class T, class N> ADDNORM_INLINE Pair<T> only(N n, Pair<
   if (n.count == kStep) return p;
   const int a = kOrder == Order::split ? (n.count + 1) / 2 : n.count < kLanes ? n.count : kLanes;
   return {first_lanes(p.a, a), first_lanes(p.b, n.count - a)};
+}
+
+// The same for piece u.
+template <Order kOrder, class T> ADDNORM_INLINE Piece<T> only(Whole, int, Piece<T> p) { return p; }
+template <Order kOrder, class T, class N> ADDNORM_INLINE Piece<T> only(N n, int u, Piece<T> p) {
+  if (n.count == kStep) return p;
+  Pair<T> pair = {};
+  set_piece(pair, u, p);
+  return piece(only<kOrder>(n, pair), u);
 }
 
 // body(column, n) for begin, begin + 32, ... up to end; n is Whole or Part, or always Some where kCompact.

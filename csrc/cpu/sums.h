@@ -30,27 +30,37 @@ template <class T> struct PairwiseSum {
   }
 };
 
-// K sums over the columns of a row: body(column, n, accumulators) adds to `Pair<T> accumulators[K]`.
+// K sums over the columns of a row: body(column, n, accumulators) adds piece u to accumulators[u][0 .. K-1].
 template <bool kCompact, int K, class T, class Body> ADDNORM_INLINE void row_sums(int64_t d, T (&sums)[K], Body&& body) {
   PairwiseSum<T> tree[K];
   for (int64_t begin = 0;; begin += kOuterBlock) {
     const bool last = begin + kOuterBlock >= d;
     const int64_t end = last ? d : begin + kOuterBlock;
-    Pair<T> outer[K];
-    each<K>([&](auto k) ADDNORM_LAMBDA { outer[k] = {splat(T(0)), splat(T(0))}; });
+    Piece<T> outer[kPieces<T>][K];
+    const auto clear = [&](auto& pieces) ADDNORM_LAMBDA {
+      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { each<K>([&](auto k) ADDNORM_LAMBDA { pieces[u][k] = all(T(0)); }); });
+    };
+    const auto total = [&](auto k) ADDNORM_LAMBDA {
+      Vec<T> v;
+      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { v.part[u] = outer[u][k].a + outer[u][k].b; });
+      return v;
+    };
+    clear(outer);
     for (int64_t inner = begin; inner < end; inner += kInnerBlock) {
-      Pair<T> accumulators[K];
-      each<K>([&](auto k) ADDNORM_LAMBDA { accumulators[k] = {splat(T(0)), splat(T(0))}; });
+      Piece<T> accumulators[kPieces<T>][K];
+      clear(accumulators);
       columns<kCompact>(inner, inner + kInnerBlock < end ? inner + kInnerBlock : end, [&](int64_t column, auto n) ADDNORM_LAMBDA {
         body(column, n, accumulators);
       });
-      each<K>([&](auto k) ADDNORM_LAMBDA { outer[k] = outer[k] + accumulators[k]; });
+      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
+        each<K>([&](auto k) ADDNORM_LAMBDA { outer[u][k] = outer[u][k] + accumulators[u][k]; });
+      });
     }
     if (last && begin == 0) {
-      each<K>([&](auto k) ADDNORM_LAMBDA { sums[k] = sum(outer[k].a + outer[k].b); });
+      each<K>([&](auto k) ADDNORM_LAMBDA { sums[k] = sum(total(k)); });
       return;
     }
-    each<K>([&](auto k) ADDNORM_LAMBDA { tree[k].add(outer[k].a + outer[k].b); });
+    each<K>([&](auto k) ADDNORM_LAMBDA { tree[k].add(total(k)); });
     if (last) break;
   }
   each<K>([&](auto k) ADDNORM_LAMBDA { sums[k] = sum(tree[k].total()); });

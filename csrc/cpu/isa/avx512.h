@@ -14,8 +14,6 @@ constexpr __mmask16 kAll = 0xffff;
 
 constexpr int kNativeBytes = 64;
 constexpr bool kMaskedBytes = true;  // load_bytes and store_bytes exist
-constexpr bool kCompactCode = false;
-constexpr int kRowsTogether = 2;  // four measure no better: more streams from memory, more of L1
 
 ADDNORM_INLINE __m512 multiply_add(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 ADDNORM_INLINE __m512d multiply_add(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }

@@ -16,8 +16,6 @@ namespace addnorm::ADDNORM_ISA {
 
 constexpr int kNativeBytes = 16;
 constexpr bool kMaskedBytes = false;  // load_bytes and store_bytes do not exist
-constexpr bool kCompactCode = true;
-constexpr int kRowsTogether = 1;
 
 typedef float Float4 __attribute__((vector_size(16)));
 typedef double Double2 __attribute__((vector_size(16)));

@@ -19,11 +19,9 @@ struct Layer {
   template <class T> struct Row { T mean, correction, rstd; };
 
   // ---- forward
-  template <class T> static ADDNORM_INLINE void begin(Row<T>& row, Pair<T> first_columns, T count) {
-    row.mean = sum(first_columns.a + first_columns.b) / count;
-  }
-  template <class T> static ADDNORM_INLINE Pair<T> term(const Row<T>& row, Pair<T> z) { return z - splat(row.mean); }
-  template <class T> static ADDNORM_INLINE void add(Pair<T>* sums, Pair<T> term) {
+  template <class T> static ADDNORM_INLINE void begin(Row<T>& row, T sum, T count) { row.mean = sum / count; }
+  template <class T> static ADDNORM_INLINE Piece<T> term(const Row<T>& row, Piece<T> z) { return z - row.mean; }
+  template <class T> static ADDNORM_INLINE void add(Piece<T>* sums, Piece<T> term) {
     sums[0] = sums[0] + term;
     sums[1] = fma(term, term, sums[1]);
   }
@@ -36,16 +34,17 @@ struct Layer {
   }
   // The sums once more, around the mean that the first ones gave.
   template <Order kOrder, class T> static ADDNORM_OUTLINE void refine(Row<T>& row, const T* terms, int64_t d, T eps) {
-    const Vec<T> shift = splat(row.correction);
     T sums[2];
-    row_sums<true>(d, sums, [&](int64_t c, auto n, Pair<T>* s) ADDNORM_LAMBDA { add(s, only<kOrder>(n, load_pair<T>(terms + c, Whole{}) - shift)); });
+    row_sums<true>(d, sums, [&](int64_t c, auto n, auto sum) ADDNORM_LAMBDA {
+      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { add(sum[u], only<kOrder>(n, u, load_piece(terms + c, u) - row.correction)); });
+    });
     Row<T> rest;
     finish(rest, sums, static_cast<T>(d), eps);
     row.correction += rest.correction;
     row.rstd = rest.rstd;
   }
-  template <class T> static ADDNORM_INLINE Pair<T> normalise_term(const Row<T>& row, Pair<T> term) {
-    return (term - splat(row.correction)) * splat(row.rstd);
+  template <class T> static ADDNORM_INLINE Piece<T> normalise_term(const Row<T>& row, Piece<T> term) {
+    return (term - row.correction) * row.rstd;
   }
   // As they are kept: the mean rounded, the correction what it lacks.
   template <class T> static ADDNORM_INLINE Row<T> statistics(const Row<T>& row) {
@@ -56,19 +55,19 @@ struct Layer {
   // ---- backward: dz = (g - mean(g) - xhat * mean(g * xhat)) * rstd, from sums over g and g * (z - mean)
   template <class T> struct Gradient { T shift, slope, offset; };  // xhat = (z - mean) * rstd + shift, dz = g * rstd + xhat * slope + offset
 
-  template <class T> static ADDNORM_INLINE void add_gradient(const Row<T>& row, Pair<T>* sums, Pair<T> g, Pair<T> z) {
+  template <class T> static ADDNORM_INLINE void add_gradient(const Row<T>& row, Piece<T>* sums, Piece<T> g, Piece<T> z) {
     sums[0] = sums[0] + g;
-    sums[1] = fma(g, z - splat(row.mean), sums[1]);
+    sums[1] = fma(g, z - row.mean, sums[1]);
   }
   template <class T> static ADDNORM_INLINE Gradient<T> gradient(const Row<T>& row, const T* sums, T d) {
     const T mean_g = sums[0] / d, mean_gxhat = (sums[1] / d - row.correction * mean_g) * row.rstd;
     return {-row.correction * row.rstd, -mean_gxhat * row.rstd, -mean_g * row.rstd};
   }
-  template <class T> static ADDNORM_INLINE Pair<T> normalise(const Row<T>& row, const Gradient<T>& gradient, Pair<T> z) {
-    return fma(z - splat(row.mean), splat(row.rstd), splat(gradient.shift));
+  template <class T> static ADDNORM_INLINE Piece<T> normalise(const Row<T>& row, const Gradient<T>& gradient, Piece<T> z) {
+    return fma(z - row.mean, row.rstd, gradient.shift);
   }
-  template <class T> static ADDNORM_INLINE Pair<T> apply(const Row<T>& row, const Gradient<T>& gradient, Pair<T> g, Pair<T> xhat) {
-    return fma(g, splat(row.rstd), fma(xhat, splat(gradient.slope), splat(gradient.offset)));
+  template <class T> static ADDNORM_INLINE Piece<T> apply(const Row<T>& row, const Gradient<T>& gradient, Piece<T> g, Piece<T> xhat) {
+    return fma(g, row.rstd, fma(xhat, gradient.slope, gradient.offset));
   }
 };
 

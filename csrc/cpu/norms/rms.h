@@ -12,25 +12,25 @@ struct Rms {
   template <class T> struct Row { T rstd; };
 
   // ---- forward
-  template <class T> static ADDNORM_INLINE Pair<T> term(const Row<T>&, Pair<T> z) { return z; }
-  template <class T> static ADDNORM_INLINE void add(Pair<T>* sums, Pair<T> z) { sums[0] = fma(z, z, sums[0]); }
+  template <class T> static ADDNORM_INLINE Piece<T> term(const Row<T>&, Piece<T> z) { return z; }
+  template <class T> static ADDNORM_INLINE void add(Piece<T>* sums, Piece<T> z) { sums[0] = fma(z, z, sums[0]); }
   template <class T> static ADDNORM_INLINE bool finish(Row<T>& row, const T* sums, T d, T eps) {
     row.rstd = T(1) / square_root(sums[0] / d + eps);
     return true;
   }
-  template <class T> static ADDNORM_INLINE Pair<T> normalise_term(const Row<T>& row, Pair<T> z) { return z * splat(row.rstd); }
+  template <class T> static ADDNORM_INLINE Piece<T> normalise_term(const Row<T>& row, Piece<T> z) { return z * row.rstd; }
   template <class T> static ADDNORM_INLINE Row<T> statistics(const Row<T>& row) { return row; }
 
   // ---- backward: dz = (g - xhat * mean(g * xhat)) * rstd, from the sum over g * z
   template <class T> struct Gradient { T slope; };  // dz = g * rstd + xhat * slope
 
-  template <class T> static ADDNORM_INLINE void add_gradient(const Row<T>&, Pair<T>* sums, Pair<T> g, Pair<T> z) { sums[0] = fma(g, z, sums[0]); }
+  template <class T> static ADDNORM_INLINE void add_gradient(const Row<T>&, Piece<T>* sums, Piece<T> g, Piece<T> z) { sums[0] = fma(g, z, sums[0]); }
   template <class T> static ADDNORM_INLINE Gradient<T> gradient(const Row<T>& row, const T* sums, T d) {
     return {-(sums[0] / d * row.rstd) * row.rstd};
   }
-  template <class T> static ADDNORM_INLINE Pair<T> normalise(const Row<T>& row, const Gradient<T>&, Pair<T> z) { return z * splat(row.rstd); }
-  template <class T> static ADDNORM_INLINE Pair<T> apply(const Row<T>& row, const Gradient<T>& gradient, Pair<T> g, Pair<T> xhat) {
-    return fma(xhat, splat(gradient.slope), g * splat(row.rstd));
+  template <class T> static ADDNORM_INLINE Piece<T> normalise(const Row<T>& row, const Gradient<T>&, Piece<T> z) { return z * row.rstd; }
+  template <class T> static ADDNORM_INLINE Piece<T> apply(const Row<T>& row, const Gradient<T>& gradient, Piece<T> g, Piece<T> xhat) {
+    return fma(xhat, gradient.slope, g * row.rstd);
   }
 };
 
