@@ -94,6 +94,9 @@ def test_each_sublayer_gets_its_own_arguments() -> None:
     assert b.seen[5]["cache"] == "own"
     with pytest.raises(ValueError, match="sublayer_kwargs has 3 mappings: there must be one for each of the 4"):
         stack(x, [{}] * 3)
+    for wrong, got in (({"cache": 1}, "dict"), ([{}, None], "list of dict and NoneType"), ("ab", "str")):
+        with pytest.raises(TypeError, match=f"sublayer_kwargs must be a list of mappings.*, got {got}$"):
+            stack(x, wrong)
 
 
 @pytest.mark.parametrize("placement", ["pre", "post", "residual_dual", "layerscale"])
@@ -211,6 +214,13 @@ def test_another_shape_is_refused_and_both_are_named(shape: tuple[int, ...]) -> 
         ({"sublayers": []}, "0 sublayers do not make whole layers of sublayers_per_layer=2"),
         ({"sublayers": linears(3)}, "3 sublayers do not make whole layers"),
         ({"sublayers": [nn.ReLU(), torch.relu]}, r"sublayers\[1\] must be a torch.nn.Module, got builtin"),
+        ({"sublayers": nn.Linear(D, D)}, "sublayers must be an iterable of torch.nn.Module, got Linear"),
+        ({"final_norm": "yes"}, "final_norm must be True, False or None, got str"),
+        ({"bias": "no"}, "bias must be True, False or None, got str"),
+        ({"norm": "batch", "placement": "rezero"}, "norm='batch' is unknown; there are: 'layer', 'rms'"),
+        ({"placement": "layerscale", "initial": "a"}, "initial must be a number, got str"),
+        ({"placement": "mix_ln", "post_fraction": "a"}, "post_fraction must be a number, got str"),
+        ({"placement": "deepnorm", "decoder_layers": 1.5}, "decoder_layers must be an int, got float"),
         ({"d_model": 0}, "d_model must be at least 1, got 0"),
         ({"d_model": 8.0}, "d_model must be an int, got float"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
@@ -231,8 +241,11 @@ def test_widths_that_do_not_fit() -> None:
             module(torch.ones(2, 9))
         with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got list"):
             module([1.0])
-    for layer in (-1, 3):
-        with pytest.raises(ValueError, match="layer must be from 0 to depth - 1 = 2"):
-            Residual(nn.Linear(D, D), D, depth=3, layer=layer)
+    with pytest.raises(ValueError, match="layer must be at least 0, got -1"):
+        Residual(nn.Linear(D, D), D, layer=-1)
+    with pytest.raises(ValueError, match="layer must be from 0 to depth - 1 = 2, got 3"):
+        Residual(nn.Linear(D, D), D, depth=3, layer=3)
+    with pytest.raises(ValueError, match=r"drop_path grows with the layer.*: pass depth= with layer="):
+        Residual(nn.Linear(D, D), D, layer=3, drop_path=0.5)
     with pytest.raises(TypeError, match=r"sublayer must be a torch.nn.Module"):
         Residual(torch.relu, D)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""ResiDual (Xie et al. 2023, arXiv:2304.14802)."""
+"""ResiDual: a normed and a plain stream."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ class ResidualDual(Placement):
 
     When to choose it: post-norm's diversity of layers with pre-norm's gradients. What it costs: a second sum per
     sublayer, four reads and two writes, and a second stream in memory.
+
+    Source: Xie et al. 2023 (arXiv:2304.14802).
     """
 
     name = "residual_dual"
