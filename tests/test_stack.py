@@ -154,6 +154,40 @@ def test_state_dicts_copy_and_load() -> None:
     assert not half.placement.norms[0].weight.any()  # pyright: ignore[reportIndexIssue]
 
 
+class SelfAttention(nn.MultiheadAttention):
+    def forward(self, x: Tensor, **options: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(x, x, x, need_weights=False, **options)[0]
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_weights_of_a_torch_encoder(norm_first: bool) -> None:
+    """As docs/placements.md has it; with its padding mask."""
+    layer = nn.TransformerEncoderLayer(D, 2, 16, dropout=0.0, batch_first=True, norm_first=norm_first)
+    encoder = nn.TransformerEncoder(layer, 3, nn.LayerNorm(D) if norm_first else None, enable_nested_tensor=False)
+    for parameter in encoder.parameters():
+        nn.init.normal_(parameter, 0.1, 0.3)
+    sublayers, norms = [], []
+    for layer in encoder.layers:
+        assert isinstance(layer, nn.TransformerEncoderLayer)
+        attention = SelfAttention(D, 2, batch_first=True)
+        attention.load_state_dict(layer.self_attn.state_dict())
+        sublayers += [attention, nn.Sequential(layer.linear1, nn.ReLU(), layer.linear2)]
+        norms += [layer.norm1, layer.norm2]
+    stack = Stack(sublayers, D, placement="pre" if norm_first else "post")
+    for ours, theirs in zip(stack.placement.norms, norms, strict=True):  # pyright: ignore[reportArgumentType]
+        ours.load_state_dict(theirs.state_dict())
+    if norm_first:
+        assert isinstance(stack.placement.final_norm, nn.Module)
+        stack.placement.final_norm.load_state_dict(encoder.norm.state_dict())  # pyright: ignore[reportOptionalMemberAccess]
+    x, padding = torch.randn(2, 7, D), torch.arange(7) >= torch.tensor([[7], [5]])
+    got, want = stack(x, [{"key_padding_mask": padding}, {}]), encoder(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(got[~padding], want[~padding], rtol=1e-4, atol=1e-5)
+
+
+def test_describe_names_no_norm_where_there_is_none() -> None:
+    assert Stack(linears(), D, placement="rezero").describe().startswith("rezero: 4 sublayers in 2 layers, width 8\n")
+
+
 def test_a_shortcut_maps_the_skip() -> None:
     sublayer, shortcut = nn.Linear(D, 12), nn.Linear(D, 12, bias=False)
     x = torch.randn(2, 5, D)
