@@ -184,6 +184,11 @@ def test_weights_of_a_torch_encoder(norm_first: bool) -> None:
     torch.testing.assert_close(got[~padding], want[~padding], rtol=1e-4, atol=1e-5)
 
 
+def test_describe_says_the_end_once() -> None:
+    ends = {name: Stack(linears(), D, placement=name).describe().count("end: ") for name in ("residual_dual", "pre")}
+    assert ends == {"residual_dual": 1, "pre": 1}
+
+
 def test_describe_names_no_norm_where_there_is_none() -> None:
     assert Stack(linears(), D, placement="rezero").describe().startswith("rezero: 4 sublayers in 2 layers, width 8\n")
 

@@ -25,7 +25,7 @@ class AddNorm(nn.Module):
             policy object, whose numbers are where they start: ``addnorm.norms.DyT(alpha=0.8)``.
         eps: Added to the variance, inside the root.
         affine: Whether there is a learned weight, initialised to 1 (to 0 with ``weight_offset=1``).
-        bias: Whether there is a learned bias; None is what the norm's torch module has: yes for layer, no for rms.
+        bias: Whether there is a learned bias; None: as its torch module or paper has it, yes for layer, dyt, derf.
         dropout: Probability of dropping an element of the branch while training.
         branch_bias: Whether a learned bias, initialised to 0, is added to the branch before dropout.
         layer_scale: Initial value of a learned scale per feature of the branch (LayerScale, Touvron et al. 2021,

@@ -73,6 +73,7 @@ class Placement(nn.Module, ABC):
     ends_in_norm: ClassVar[bool]  # whether the paper's stack has a final norm
     spans_layer: ClassVar[bool] = False  # whether one sublayer alone is too little
     needs_depth: ClassVar[bool] = False
+    end: ClassVar[tuple[str, ...]] = ("end: N(h)",)  # what a final norm adds to the algebra
     slots: ClassVar[dict[Kind, tuple[str, ...]]] = {}  # the norms inside a sublayer of each kind
 
     def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:

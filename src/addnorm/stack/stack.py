@@ -148,7 +148,7 @@ class Stack(nn.Module):
         if any(isinstance(module, AddNorm) for module in self.modules()):
             facts.append(f"{policy(settings.norm).name} norm")
         facts += [f"{name} {p:g}" for name in ("dropout", "drop_path") if (p := getattr(settings, name))]
-        end = () if placement.final_norm is None or placement.name == "residual_dual" else ("end: N(h)",)
+        end = () if placement.final_norm is None else placement.end
         return "\n  ".join((f"{placement.name}: {', '.join(facts)}", *placement.algebra(), *end))
 
     def extra_repr(self) -> str:
