@@ -5,19 +5,16 @@ python examples/decoder.py --placement pre
 
 from __future__ import annotations
 
-import argparse
-import time
-
 import torch
 from sublayers import Attention, FeedForward
 from text import load, windows
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from training import BATCH, LENGTH, fit, flags
 
 import addnorm
-from addnorm.placements import PLACEMENTS
 
-D, HEADS, LAYERS, LENGTH, BATCH = 64, 4, 4, 64, 16
+D, HEADS, LAYERS = 64, 4, 4
 
 
 class Decoder(nn.Module):
@@ -28,9 +25,18 @@ class Decoder(nn.Module):
         self.stack = addnorm.Stack(layers, D, placement=placement, dropout=0.1)
         self.head = nn.Linear(D, symbols)
 
+    def embed(self, codes: Tensor) -> Tensor:
+        return self.symbols(codes) + self.places.weight[: codes.shape[-1]]
+
     def forward(self, codes: Tensor) -> Tensor:
-        x = self.symbols(codes) + self.places.weight[: codes.shape[-1]]
-        return self.head(self.stack(x))
+        return self.head(self.stack(self.embed(codes)))
+
+    @torch.no_grad()
+    def write(self, codes: Tensor, length: int) -> Tensor:
+        for _ in range(length):
+            chances = self(codes[:, -LENGTH:])[:, -1].softmax(-1)
+            codes = torch.cat((codes, torch.multinomial(chances, 1)), -1)
+        return codes
 
 
 def loss(model: nn.Module, codes: Tensor) -> Tensor:
@@ -38,40 +44,15 @@ def loss(model: nn.Module, codes: Tensor) -> Tensor:
     return F.cross_entropy(model(codes)[:, :-1].flatten(0, 1), codes[:, 1:].flatten())
 
 
-@torch.no_grad()
-def write(model: nn.Module, codes: Tensor, length: int) -> Tensor:
-    for _ in range(length):
-        chances = model(codes[:, -LENGTH:])[:, -1].softmax(-1)
-        codes = torch.cat((codes, torch.multinomial(chances, 1)), -1)
-    return codes
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--placement", choices=PLACEMENTS, default="pre")
-    parser.add_argument("--steps", type=int, default=300)
-    args = parser.parse_args()
+    args = flags(__doc__, steps=300)
     torch.manual_seed(0)
     train, check, alphabet = load()
     model = Decoder(len(alphabet), args.placement)
-    model.stack.initialise(torch.randn(BATCH, LENGTH, D))
+    model.stack.initialise(model.embed(windows(train, BATCH, LENGTH)))
     print(model.stack.describe())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    start = time.perf_counter()
-    for step in range(1, args.steps + 1):
-        found = loss(model, windows(train, BATCH, LENGTH))
-        optimizer.zero_grad()
-        found.backward()
-        optimizer.step()
-        if step % 100 == 0 or step == args.steps:
-            model.eval()
-            with torch.no_grad():
-                held_out = loss(model, windows(check, 64, LENGTH)).item()
-            model.train()
-            seconds = time.perf_counter() - start
-            print(f"step {step}: loss {found.item():.2f}, on unseen text {held_out:.2f}, {seconds:.0f} s")
-    model.eval()
-    written = write(model, windows(check, 1, 16), 120)[0]
+    fit(model, loss, train, check, args.steps)
+    (written,) = model.eval().write(windows(check, 1, 16), 120)
     print("".join(alphabet[code] for code in written))
 
 

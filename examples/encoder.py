@@ -5,33 +5,32 @@ python examples/encoder.py --placement pre
 
 from __future__ import annotations
 
-import argparse
-import time
-
 import torch
 from sublayers import Attention, FeedForward
 from text import load, windows
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from training import BATCH, LENGTH, fit, flags
 
 import addnorm
-from addnorm.placements import PLACEMENTS
 
-D, HEADS, LAYERS, LENGTH, BATCH = 64, 4, 4, 64, 16
+D, HEADS, LAYERS = 64, 4, 4
 MASKED = 0.15  # of the characters
 
 
 class Encoder(nn.Module):
     def __init__(self, symbols: int, placement: str) -> None:
         super().__init__()
-        self.symbols, self.places = nn.Embedding(symbols + 1, D), nn.Embedding(LENGTH, D)
+        self.symbols, self.places = nn.Embedding(symbols + 1, D), nn.Embedding(LENGTH, D)  # one for the mask
         layers = [f for _ in range(LAYERS) for f in (Attention(D, HEADS, causal=False), FeedForward(D, 4 * D))]
         self.stack = addnorm.Stack(layers, D, placement=placement, dropout=0.1)
         self.head = nn.Linear(D, symbols)
 
+    def embed(self, codes: Tensor) -> Tensor:
+        return self.symbols(codes) + self.places.weight[: codes.shape[-1]]
+
     def forward(self, codes: Tensor) -> Tensor:
-        x = self.symbols(codes) + self.places.weight[: codes.shape[-1]]
-        return self.head(self.stack(x))
+        return self.head(self.stack(self.embed(codes)))
 
 
 def loss(model: nn.Module, codes: Tensor) -> Tensor:
@@ -42,29 +41,19 @@ def loss(model: nn.Module, codes: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--placement", choices=PLACEMENTS, default="pre")
-    parser.add_argument("--steps", type=int, default=1000)
-    args = parser.parse_args()
+    args = flags(__doc__, steps=1000)
     torch.manual_seed(0)
     train, check, alphabet = load()
     model = Encoder(len(alphabet), args.placement)
-    model.stack.initialise(torch.randn(BATCH, LENGTH, D))
+    model.stack.initialise(model.embed(windows(train, BATCH, LENGTH)))
     print(model.stack.describe())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    start = time.perf_counter()
-    for step in range(1, args.steps + 1):
-        found = loss(model, windows(train, BATCH, LENGTH))
-        optimizer.zero_grad()
-        found.backward()
-        optimizer.step()
-        if step % 100 == 0 or step == args.steps:
-            model.eval()
-            with torch.no_grad():
-                held_out = loss(model, windows(check, 64, LENGTH)).item()
-            model.train()
-            seconds = time.perf_counter() - start
-            print(f"step {step}: loss {found.item():.2f}, on unseen text {held_out:.2f}, {seconds:.0f} s")
+    fit(model, loss, train, check, args.steps)
+    model.eval()
+    (line,) = windows(check, 1, LENGTH)
+    masked = torch.rand(LENGTH) < MASKED
+    guess = torch.where(masked, model(line.masked_fill(masked, len(alphabet))[None])[0].argmax(-1), line)
+    for what, codes in (("text", line), ("filled in", guess)):
+        print(f"{what}: {''.join(alphabet[c] for c in codes)!r}")
 
 
 if __name__ == "__main__":

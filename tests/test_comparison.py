@@ -69,6 +69,7 @@ def test_every_placement_is_there(found: Comparison) -> None:
     assert parameters["rezero"] == 8
     assert parameters["sub_ln"] == 2 * d * 9 + 4 * (2 * d + 2 * 4 * d)
     rezero = next(row for row in found.rows if row.name == "rezero")
+    assert rezero.spread is None
     assert set(rezero.gradients) == {0.0}  # nothing reaches a branch that counts for nothing
 
 

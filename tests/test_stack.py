@@ -94,6 +94,9 @@ def test_each_sublayer_gets_its_own_arguments() -> None:
     assert b.seen[5]["cache"] == "own"
     with pytest.raises(ValueError, match="sublayer_kwargs has 3 mappings: there must be one for each of the 4"):
         stack(x, [{}] * 3)
+    for wrong, got in (({"cache": 1}, "dict"), ([{}, None], "list of dict and NoneType"), ("ab", "str")):
+        with pytest.raises(TypeError, match=f"sublayer_kwargs must be a list of mappings.*, got {got}$"):
+            stack(x, wrong)
 
 
 @pytest.mark.parametrize("placement", ["pre", "post", "residual_dual", "layerscale"])
@@ -149,6 +152,45 @@ def test_state_dicts_copy_and_load() -> None:
     half = Stack([s.bfloat16() for s in linears()], D, norm="rms", weight_offset=1.0, dtype=torch.bfloat16)
     assert half(x.bfloat16()).dtype == torch.bfloat16
     assert not half.placement.norms[0].weight.any()  # pyright: ignore[reportIndexIssue]
+
+
+class SelfAttention(nn.MultiheadAttention):
+    def forward(self, x: Tensor, **options: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(x, x, x, need_weights=False, **options)[0]
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_weights_of_a_torch_encoder(norm_first: bool) -> None:
+    """As docs/placements.md has it; with its padding mask."""
+    layer = nn.TransformerEncoderLayer(D, 2, 16, dropout=0.0, batch_first=True, norm_first=norm_first)
+    encoder = nn.TransformerEncoder(layer, 3, nn.LayerNorm(D) if norm_first else None, enable_nested_tensor=False)
+    for parameter in encoder.parameters():
+        nn.init.normal_(parameter, 0.1, 0.3)
+    sublayers, norms = [], []
+    for layer in encoder.layers:
+        assert isinstance(layer, nn.TransformerEncoderLayer)
+        attention = SelfAttention(D, 2, batch_first=True)
+        attention.load_state_dict(layer.self_attn.state_dict())
+        sublayers += [attention, nn.Sequential(layer.linear1, nn.ReLU(), layer.linear2)]
+        norms += [layer.norm1, layer.norm2]
+    stack = Stack(sublayers, D, placement="pre" if norm_first else "post")
+    for ours, theirs in zip(stack.placement.norms, norms, strict=True):  # pyright: ignore[reportArgumentType]
+        ours.load_state_dict(theirs.state_dict())
+    if norm_first:
+        assert isinstance(stack.placement.final_norm, nn.Module)
+        stack.placement.final_norm.load_state_dict(encoder.norm.state_dict())  # pyright: ignore[reportOptionalMemberAccess]
+    x, padding = torch.randn(2, 7, D), torch.arange(7) >= torch.tensor([[7], [5]])
+    got, want = stack(x, [{"key_padding_mask": padding}, {}]), encoder(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(got[~padding], want[~padding], rtol=1e-4, atol=1e-5)
+
+
+def test_describe_says_the_end_once() -> None:
+    ends = {name: Stack(linears(), D, placement=name).describe().count("end: ") for name in ("residual_dual", "pre")}
+    assert ends == {"residual_dual": 1, "pre": 1}
+
+
+def test_describe_names_no_norm_where_there_is_none() -> None:
+    assert Stack(linears(), D, placement="rezero").describe().startswith("rezero: 4 sublayers in 2 layers, width 8\n")
 
 
 def test_a_shortcut_maps_the_skip() -> None:
@@ -211,6 +253,13 @@ def test_another_shape_is_refused_and_both_are_named(shape: tuple[int, ...]) -> 
         ({"sublayers": []}, "0 sublayers do not make whole layers of sublayers_per_layer=2"),
         ({"sublayers": linears(3)}, "3 sublayers do not make whole layers"),
         ({"sublayers": [nn.ReLU(), torch.relu]}, r"sublayers\[1\] must be a torch.nn.Module, got builtin"),
+        ({"sublayers": nn.Linear(D, D)}, "sublayers must be an iterable of torch.nn.Module, got Linear"),
+        ({"final_norm": "yes"}, "final_norm must be True, False or None, got str"),
+        ({"bias": "no"}, "bias must be True, False or None, got str"),
+        ({"norm": "batch", "placement": "rezero"}, "norm='batch' is unknown; there are: 'layer', 'rms'"),
+        ({"placement": "layerscale", "initial": "a"}, "initial must be a number, got str"),
+        ({"placement": "mix_ln", "post_fraction": "a"}, "post_fraction must be a number, got str"),
+        ({"placement": "deepnorm", "decoder_layers": 1.5}, "decoder_layers must be an int, got float"),
         ({"d_model": 0}, "d_model must be at least 1, got 0"),
         ({"d_model": 8.0}, "d_model must be an int, got float"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
@@ -231,8 +280,11 @@ def test_widths_that_do_not_fit() -> None:
             module(torch.ones(2, 9))
         with pytest.raises(TypeError, match=r"x must be a torch.Tensor, got list"):
             module([1.0])
-    for layer in (-1, 3):
-        with pytest.raises(ValueError, match="layer must be from 0 to depth - 1 = 2"):
-            Residual(nn.Linear(D, D), D, depth=3, layer=layer)
+    with pytest.raises(ValueError, match="layer must be at least 0, got -1"):
+        Residual(nn.Linear(D, D), D, layer=-1)
+    with pytest.raises(ValueError, match="layer must be from 0 to depth - 1 = 2, got 3"):
+        Residual(nn.Linear(D, D), D, depth=3, layer=3)
+    with pytest.raises(ValueError, match=r"drop_path grows with the layer.*: pass depth= with layer="):
+        Residual(nn.Linear(D, D), D, layer=3, drop_path=0.5)
     with pytest.raises(TypeError, match=r"sublayer must be a torch.nn.Module"):
         Residual(torch.relu, D)  # pyright: ignore[reportArgumentType]

@@ -34,7 +34,7 @@ class Call:
     branch_scale: Tensor | None = None
     row_scale: Tensor | None = None
     seed: Tensor | None = None
-    norm: str = "layer"
+    norm: Any = "layer"  # a name, or a policy object (norms/base.py)
     eps: float = 1e-5
     residual_scale: float = 1.0
     dropout_p: float = 0.0
@@ -115,7 +115,7 @@ def describe(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     *,
-    norm: str = "layer",
+    norm: Any = "layer",
     eps: float = 1e-5,
     branch_bias: Tensor | None = None,
     branch_scale: float | Tensor | None = None,
@@ -254,6 +254,20 @@ def check_probability(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be in [0, 1), got {value}")
 
 
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """A whole number, at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """True, False, or None for the default."""
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{name} must be True, False or None, got {type(value).__name__}")
+
+
 def check_dtype(name: str, value: Any) -> None:
     if value is None or (isinstance(value, torch.dtype) and value in DTYPES):
         return
@@ -282,8 +296,9 @@ def check_out(name: str, out: Any, dtype: torch.dtype, call: Call) -> None:
     check_tensor(name, out, call.x, shapes=(call.x.shape,))
     if out.dtype != dtype:
         raise ValueError(f"{name} has dtype {out.dtype}: this result has dtype {dtype}")
-    tensors = {**call.operands, name: out}
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values()):
+    own = () if isinstance(call.norm, str) else call.norm.own.values()
+    tensors = (*call.operands.values(), out, *own)
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
         raise ValueError(f"{name} is for inference: call under torch.no_grad(), or without {name}, to have gradients")
     if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
         raise ValueError(f"{name} is an expanded view: several of its elements share one place in memory")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from . import ops, reference
-from .backends import Dispatch, explain, select, transforms_active
+from .backends import BACKENDS, Dispatch, explain, select, transforms_active
 from .backends.native import EXTENSION
-from .call import Call, check_apart, check_out, describe, lookup, with_seed
-from .norms import NORMS
+from .call import Call, check_apart, check_out, describe, with_seed
+from .norms import Norm, policy
 
 
 def add_norm(
@@ -20,7 +20,7 @@ def add_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     *,
-    norm: str = "layer",
+    norm: str | Norm = "layer",
     eps: float = 1e-5,
     branch_bias: Tensor | None = None,
     branch_scale: float | Tensor | None = None,
@@ -46,8 +46,9 @@ def add_norm(
         x: The branch, a sublayer's output, ``(..., d)``: float64, float32, bfloat16 or float16, any strides.
         residual: The skip, of x's shape; None means 0, a plain fused norm.
         weight, bias: gamma and beta, ``(d,)``.
-        norm: ``"layer"`` or ``"rms"``, which have kernels; ``"prms"`` (statistics of the first 1/16 of the columns) or
-            ``"scale"`` (rows of length 1), in plain torch.
+        norm: ``"layer"`` or ``"rms"``, which have kernels; in plain torch ``"prms"`` (statistics of the first 1/16 of
+            the columns), ``"scale"`` (rows of length 1), ``"dyt"`` (tanh(alpha z), no statistics), ``"derf"``
+            (erf(alpha z + shift)), or a policy object: ``addnorm.norms.DyT(alpha)`` has a learned alpha.
         eps: Added to the variance, inside the root; 0 is allowed.
         branch_bias: Added to x before dropout, ``(d,)``: a Linear's bias.
         branch_scale: A number, a 0-d or a ``(d,)`` tensor: LayerScale, ReZero.
@@ -101,7 +102,7 @@ def add_norm_stream(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     *,
-    norm: str = "layer",
+    norm: str | Norm = "layer",
     eps: float = 1e-5,
     branch_bias: Tensor | None = None,
     branch_scale: float | Tensor | None = None,
@@ -152,7 +153,9 @@ def explain_dispatch(x: Tensor, residual: Tensor | None = None, *args: Any, **op
       triton: no, x is on meta
       eager: yes
     """
-    return explain(describe(x, residual, *args, **options))
+    call = describe(x, residual, *args, **options)
+    policy(call.norm)  # or the error that lists them
+    return explain(call)
 
 
 def run(
@@ -164,12 +167,15 @@ def run(
     stream_out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The ordinary path: y and the stream, through the operators."""
-    lookup("norm", call.norm, NORMS)
+    policy(call.norm)  # or the error that lists them
     chosen = select(call, backend).name
     check_out("out", out, call.out_dtype, call)
     check_out("stream_out", stream_out, call.stream_dtype, call)
     check_apart(out, stream_out)
     call = with_seed(call)
+    if isinstance(call.norm, Norm):  # autograd differentiates its own tensors, which no operator's schema has
+        y, z, _ = BACKENDS[chosen].forward(call, keep_stream=stream, keep_stats=False, out=out, stream_out=stream_out)
+        return y, y if z is None else z
     if out is None and stream_out is None:
         if transforms_active():
             y, z, _ = reference.forward(call)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .call import check_number, check_probability, lookup
+from .call import check_flag, check_number, check_probability
 from .functional import add_norm, add_norm_stream
-from .norms import NORMS
+from .norms import Norm, policy
 
 
 class AddNorm(nn.Module):
@@ -20,10 +20,12 @@ class AddNorm(nn.Module):
 
     Args:
         d_model: Width of the last dimension.
-        norm: ``"layer"``, ``"rms"``, ``"prms"`` or ``"scale"``, as in `add_norm`.
+        norm: ``"layer"``, ``"rms"``, ``"prms"``, ``"scale"`` (its weight is one number, initialised to sqrt(d_model)),
+            ``"dyt"`` (with a learned ``alpha`` of shape ``(1,)``), ``"derf"`` (and a ``shift``), as in `add_norm`; or a
+            policy object, whose numbers are where they start: ``addnorm.norms.DyT(alpha=0.8)``.
         eps: Added to the variance, inside the root.
         affine: Whether there is a learned weight, initialised to 1 (to 0 with ``weight_offset=1``).
-        bias: Whether there is a learned bias; None is what the norm's torch module has: yes for layer, no for rms.
+        bias: Whether there is a learned bias; None: as its torch module or paper has it, yes for layer, dyt, derf.
         dropout: Probability of dropping an element of the branch while training.
         branch_bias: Whether a learned bias, initialised to 0, is added to the branch before dropout.
         layer_scale: Initial value of a learned scale per feature of the branch (LayerScale, Touvron et al. 2021,
@@ -43,7 +45,7 @@ class AddNorm(nn.Module):
         self,
         d_model: int,
         *,
-        norm: str = "layer",
+        norm: str | Norm = "layer",
         eps: float = 1e-5,
         affine: bool = True,
         bias: bool | None = None,
@@ -60,46 +62,68 @@ class AddNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        policy = lookup("norm", norm, NORMS)
+        kind = policy(norm)
         check_number("eps", eps, low=0.0)
+        check_flag("affine", affine)
+        check_flag("bias", bias)
         check_probability("dropout", dropout)
         check_probability("drop_path", drop_path)
         check_number("residual_scale", residual_scale)
         check_number("weight_offset", weight_offset)
         if weight_offset != 0 and not affine:
             raise ValueError(f"weight_offset={weight_offset} is added to weight, but affine is False")
-        self.d_model, self.norm, self.eps = d_model, norm, eps
+        self.d_model, self.norm, self.eps = d_model, kind.name, eps
+        self._given, self._own = norm, tuple(kind.own)
         self.dropout, self.drop_path = dropout, drop_path
         self.residual_scale, self.weight_offset = residual_scale, weight_offset
         self.out_dtype, self.stream_dtype, self.backend = out_dtype, stream_dtype, backend
         self._initial_layer_scale = layer_scale
-        has_bias = affine and (policy.bias_by_default if bias is None else bias)
+        has_bias = affine and (kind.bias_by_default if bias is None else bias)
 
-        def vector(wanted: bool) -> nn.Parameter | None:
-            return nn.Parameter(torch.empty(d_model, device=device, dtype=dtype)) if wanted else None
+        def parameter(wanted: bool, *shape: int) -> nn.Parameter | None:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
 
-        self.weight, self.bias = vector(affine), vector(has_bias)
-        self.branch_bias, self.layer_scale = vector(branch_bias), vector(layer_scale is not None)
+        self.weight = parameter(affine, *(() if kind.one_gain else (d_model,)))
+        self.bias, self.branch_bias = parameter(has_bias, d_model), parameter(branch_bias, d_model)
+        self.layer_scale = parameter(layer_scale is not None, d_model)
+        for name in self._own:
+            self.register_parameter(name, parameter(True, 1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weight such that the gain is 1, biases 0, layer_scale as it was given."""
+        """Weight such that the gain is the norm's first one, biases 0, layer_scale and the norm's own as given."""
+        kind = policy(self._given)
         if self.weight is not None:
-            nn.init.constant_(self.weight, 1.0 - self.weight_offset)
+            nn.init.constant_(self.weight, kind.initial_gain(self.d_model) - self.weight_offset)
+        for name, value in kind.own.items():
+            nn.init.constant_(self.get_parameter(name), float(value))
         for bias in (self.bias, self.branch_bias):
             if bias is not None:
                 nn.init.zeros_(bias)
         if self.layer_scale is not None and self._initial_layer_scale is not None:
             nn.init.constant_(self.layer_scale, self._initial_layer_scale)
 
+    @property
+    def gamma(self) -> Tensor | None:
+        """What ``weight=`` of `add_norm` takes: the weight, for every column where it is one number."""
+        weight = self.weight
+        return weight if weight is None or weight.dim() else weight.expand(self.d_model)
+
+    @property
+    def policy(self) -> str | Norm:
+        """What ``norm=`` of `add_norm` takes: as given, or with this module's learned numbers."""
+        if not self._own:
+            return self._given
+        return type(policy(self._given))(**{name: self.get_parameter(name) for name in self._own})
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """y, of x's shape ``(..., d_model)``."""
         return add_norm(
             x,
             residual,
-            self.weight,
+            self.gamma,
             self.bias,
-            norm=self.norm,
+            norm=self.policy,
             eps=self.eps,
             branch_bias=self.branch_bias,
             branch_scale=self.layer_scale,
@@ -118,9 +142,9 @@ class AddNorm(nn.Module):
         return add_norm_stream(
             x,
             residual,
-            self.weight,
+            self.gamma,
             self.bias,
-            norm=self.norm,
+            norm=self.policy,
             eps=self.eps,
             branch_bias=self.branch_bias,
             branch_scale=self.layer_scale,

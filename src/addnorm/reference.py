@@ -13,12 +13,12 @@ from torch import Tensor
 
 from . import rng
 from .call import OPERANDS, Call, Gradient, dropout_threshold
-from .norms import NORMS
+from .norms import policy
 
 
 def forward(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """y, the stream z as stored, and the statistics ``(..., stats_per_row)``."""
-    norm = NORMS[call.norm]
+    norm = policy(call.norm)
     z = stream(call)
     stats = norm.statistics(z, call.eps)
     y = norm.normalise(z, stats)
@@ -56,7 +56,7 @@ def backward(call: Gradient) -> dict[str, Tensor | None]:
     In grad mode the statistics are computed again from z, so that the result differentiates.
     """
     dtype, needed = call.compute_dtype, call.needed
-    norm = NORMS[call.norm]
+    norm = policy(call.norm)
     z = call.z.to(dtype)
     stats = norm.statistics(z, call.eps) if torch.is_grad_enabled() else call.stats
     grads: dict[str, Tensor | None] = dict.fromkeys(OPERANDS)
@@ -69,7 +69,7 @@ def backward(call: Gradient) -> dict[str, Tensor | None]:
         if needed["bias"]:
             grads["bias"] = column_sum(dy).to(call.bias_dtype)
         g = dy if call.weight is None else dy * gain(call.weight, call.weight_offset, dtype)
-        dz = dz + norm.backward(g, xhat, stats)
+        dz = dz + norm.backward(g, z, xhat, stats)
     elif needed["weight"] or needed["bias"]:
         zero = dz.new_zeros(dz.shape[-1:])
         grads["weight"], grads["bias"] = zero, zero.to(call.bias_dtype)

@@ -28,9 +28,9 @@ class Row:
         return median(self.losses) if self.losses else None
 
     @property
-    def spread(self) -> float:
-        """The largest of the gradients over the smallest."""
-        return max(self.gradients) / max(min(self.gradients), 1e-300)
+    def spread(self) -> float | None:
+        """The largest of the gradients over the smallest; None where that is 0."""
+        return max(self.gradients) / min(self.gradients) if min(self.gradients) else None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
 """Norm policies: one file each, one table."""
 
 from .base import Norm as Norm
+from .derf import Derf as Derf
+from .dyt import DyT as DyT
 from .table import NORMS as NORMS
+from .table import policy as policy

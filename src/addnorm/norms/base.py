@@ -7,17 +7,37 @@ same policy as a template parameter and as a jit function.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
+from ..call import check_number
+
 
 class Norm(ABC):
-    """A norm policy. Statistics have the shape ``(..., stats_per_row)``; all arithmetic is in z's dtype."""
+    """A norm policy. Statistics have the shape ``(..., stats_per_row)``; all arithmetic is in z's dtype.
+
+    A policy with learned numbers of its own is made from them, by keyword: numbers or tensors with one element, which
+    then differentiate.
+    """
 
     name: ClassVar[str]
     stats_per_row: ClassVar[int]
     bias_by_default: ClassVar[bool]  # whether the field's modules of this norm have a bias
+    one_gain: ClassVar[bool] = False  # whether one learned number is the gain of all columns
+
+    @property
+    def own(self) -> Mapping[str, float | Tensor]:
+        """The learned numbers of the norm itself, by name."""
+        return {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self.own)})"
+
+    def initial_gain(self, width: int) -> float:
+        """Where a module's gain starts."""
+        return 1.0
 
     @abstractmethod
     def statistics(self, z: Tensor, eps: float) -> Tensor:
@@ -28,5 +48,14 @@ class Norm(ABC):
         """xhat."""
 
     @abstractmethod
-    def backward(self, g: Tensor, xhat: Tensor, stats: Tensor) -> Tensor:
+    def backward(self, g: Tensor, z: Tensor, xhat: Tensor, stats: Tensor) -> Tensor:
         """The gradient of z from g, the gradient of xhat."""
+
+
+def own_number(name: str, value: float | Tensor) -> float | Tensor:
+    """One of a norm's own numbers, checked."""
+    if not isinstance(value, Tensor):
+        check_number(name, value)
+    elif value.numel() != 1:
+        raise ValueError(f"{name} must be a number or a tensor with one element, got shape {tuple(value.shape)}")
+    return value

@@ -31,6 +31,6 @@ class Layer(Norm):
         mu, e, r = stats.split(1, dim=-1)
         return ((z - mu) - e) * r
 
-    def backward(self, g: Tensor, xhat: Tensor, stats: Tensor) -> Tensor:
+    def backward(self, g: Tensor, z: Tensor, xhat: Tensor, stats: Tensor) -> Tensor:
         r = stats[..., 2:]
         return (g - g.mean(-1, keepdim=True) - xhat * (g * xhat).mean(-1, keepdim=True)) * r

@@ -26,7 +26,7 @@ class PartialRMS(Norm):
     def normalise(self, z: Tensor, stats: Tensor) -> Tensor:
         return z * stats
 
-    def backward(self, g: Tensor, xhat: Tensor, stats: Tensor) -> Tensor:
+    def backward(self, g: Tensor, z: Tensor, xhat: Tensor, stats: Tensor) -> Tensor:
         columns = part(xhat)
         through = (g * xhat).sum(-1, keepdim=True) / max(columns, 1)
         seen = torch.arange(xhat.shape[-1], device=xhat.device) < columns

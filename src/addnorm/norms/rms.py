@@ -21,5 +21,5 @@ class RMS(Norm):
     def normalise(self, z: Tensor, stats: Tensor) -> Tensor:
         return z * stats
 
-    def backward(self, g: Tensor, xhat: Tensor, stats: Tensor) -> Tensor:
+    def backward(self, g: Tensor, z: Tensor, xhat: Tensor, stats: Tensor) -> Tensor:
         return (g - xhat * (g * xhat).mean(-1, keepdim=True)) * stats

@@ -17,6 +17,10 @@ class Scale(Norm):
     name = "scale"
     stats_per_row = 1
     bias_by_default = False
+    one_gain = True
+
+    def initial_gain(self, width: int) -> float:
+        return width**0.5
 
     def statistics(self, z: Tensor, eps: float) -> Tensor:
         return torch.rsqrt((z * z).sum(-1, keepdim=True) + eps)
@@ -24,5 +28,5 @@ class Scale(Norm):
     def normalise(self, z: Tensor, stats: Tensor) -> Tensor:
         return z * stats
 
-    def backward(self, g: Tensor, xhat: Tensor, stats: Tensor) -> Tensor:
+    def backward(self, g: Tensor, z: Tensor, xhat: Tensor, stats: Tensor) -> Tensor:
         return (g - xhat * (g * xhat).sum(-1, keepdim=True)) * stats

@@ -1,4 +1,4 @@
-"""Admin (Liu et al. 2020, arXiv:2004.08249)."""
+"""Admin: post-norm with profiled skips."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ class Admin(Placement):
 
     When to choose it: deep post-norm models, as DeepNorm, with scales measured on the data at hand. What it costs: one
     scale per sublayer; the branch is dropped out in a pass of its own.
+
+    Source: Liu et al. 2020 (arXiv:2004.08249).
     """
 
     name = "admin"

@@ -1,4 +1,4 @@
-"""B2T connection (Takase et al. 2022, arXiv:2206.00330)."""
+"""B2T connection: post-norm with a skip from a layer's bottom to its top."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ class B2T(Placement):
 
     When to choose it: a dozen and more layers of post-norm that should train without pre-norm's loss of quality. What
     it costs: as post-norm, and one more sum per layer.
+
+    Source: Takase et al. 2022 (arXiv:2206.00330).
     """
 
     name = "b2t"

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from ..call import check_flag
 from ..functional import add_norm, add_norm_stream
 from ..modules import AddNorm, path_scale
+from ..norms import Norm
 from .slots import Slot
 
 State = Any  # a tensor or a tuple of them: the placement's own
@@ -39,7 +41,7 @@ class Settings:
     """What all sums and norms of a stack share."""
 
     d_model: int
-    norm: str = "layer"
+    norm: str | Norm = "layer"
     eps: float = 1e-5
     bias: bool | None = None
     weight_offset: float = 0.0
@@ -71,10 +73,12 @@ class Placement(nn.Module, ABC):
     ends_in_norm: ClassVar[bool]  # whether the paper's stack has a final norm
     spans_layer: ClassVar[bool] = False  # whether one sublayer alone is too little
     needs_depth: ClassVar[bool] = False
+    end: ClassVar[tuple[str, ...]] = ("end: N(h)",)  # what a final norm adds to the algebra
     slots: ClassVar[dict[Kind, tuple[str, ...]]] = {}  # the norms inside a sublayer of each kind
 
     def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:
         super().__init__()
+        check_flag("final_norm", final_norm)
         if self.needs_depth and any(site.layers is None for site in sites):
             raise ValueError(f"placement={self.name!r} needs the number of layers: pass depth=")
         if self.spans_layer and (len(sites) < 2 or all(site.kind == "ffn" for site in sites)):
@@ -121,14 +125,14 @@ class Placement(nn.Module, ABC):
         return nn.ModuleList(self.new_norm() for _ in self.sites)
 
     def fill_slots(self, sublayers: Sequence[nn.Module]) -> None:
-        """Puts a norm into each slot that the placement needs inside the sublayers.
+        """Puts a norm into each slot that the placement needs inside the sublayers; into all of them or none.
 
         Raises:
-            ValueError: where a sublayer does not offer the slot.
+            ValueError: where a sublayer does not offer the slot, or its slot is filled.
         """
-        filled = set()
+        found: dict[int, Slot] = {}
         for site, sublayer in zip(self.sites, sublayers, strict=True):
-            for name in () if id(sublayer) in filled else self.slots.get(site.kind, ()):
+            for name in self.slots.get(site.kind, ()):
                 slot = getattr(sublayer, name, None)
                 if not isinstance(slot, Slot):
                     raise ValueError(
@@ -136,8 +140,10 @@ class Placement(nn.Module, ABC):
                         f"({type(sublayer).__name__}) must offer {name} = addnorm.Slot(width) and call it in its "
                         f"forward, got {'nothing' if slot is None else type(slot).__name__}"
                     )
-                slot.fill(self.new_norm(slot.width))
-            filled.add(id(sublayer))
+                slot.check_empty()
+                found[id(slot)] = slot  # a sublayer that stands at several sites has one
+        for slot in found.values():
+            slot.fill(self.new_norm(slot.width))
 
     def add_norm(
         self, branch: Tensor, residual: Tensor, norm: nn.Module, site: Site, *,
@@ -155,7 +161,7 @@ class Placement(nn.Module, ABC):
         """N(residual + branch_scale * branch), for a branch that was dropped out before."""
         assert isinstance(norm, AddNorm)
         return add_norm(
-            branch, residual, norm.weight, norm.bias, norm=norm.norm, eps=norm.eps, branch_scale=branch_scale,
+            branch, residual, norm.gamma, norm.bias, norm=norm.policy, eps=norm.eps, branch_scale=branch_scale,
             weight_offset=norm.weight_offset, backend=norm.backend,
         )  # fmt: skip
 
@@ -200,11 +206,11 @@ class Placement(nn.Module, ABC):
         self, branch: Tensor, norm: nn.Module, site: Site, gain: float
     ) -> tuple[Tensor | None, Tensor | None, dict[str, Any]]:
         assert isinstance(norm, AddNorm)  # which a ModuleList does not say
-        weight, bias = norm.weight, norm.bias
+        weight, bias = norm.gamma, norm.bias
         if gain != 1:
             weight, bias = (None if t is None else t * gain for t in (weight, bias))
         options = {
-            "norm": norm.norm, "eps": norm.eps, "weight_offset": norm.weight_offset * gain,
+            "norm": norm.policy, "eps": norm.eps, "weight_offset": norm.weight_offset * gain,
             "dropout_p": self.settings.dropout, "training": self.training,
             "row_scale": self._path_scale(branch, site), "backend": norm.backend,
         }  # fmt: skip

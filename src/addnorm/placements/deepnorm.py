@@ -1,4 +1,4 @@
-"""DeepNorm (Wang et al. 2022, arXiv:2203.00555)."""
+"""DeepNorm: post-norm with a scaled skip."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class DeepNorm(Placement):
     Args:
         decoder_layers: M, where this is the encoder of an encoder-decoder model.
         encoder_layers: N, where this is the decoder of one.
+
+    Source: Wang et al. 2022 (arXiv:2203.00555).
     """
 
     name = "deepnorm"

@@ -1,4 +1,4 @@
-"""HybridNorm (Zhuo et al. 2025, arXiv:2503.04598)."""
+"""HybridNorm: normed queries, keys and values, post-norm around the feed-forward network."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class HybridNorm(Placement):
     When to choose it: language models that should have pre-norm's stability with some of post-norm's gain. What it
     costs: one pass and one sum per layer, and the norms inside the attention. Attention sublayers offer ``q_norm``,
     ``k_norm`` and ``v_norm``, each an ``addnorm.Slot(width)``.
+
+    Source: Zhuo et al. 2025 (arXiv:2503.04598).
     """
 
     name = "hybrid_norm"

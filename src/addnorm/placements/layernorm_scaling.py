@@ -1,4 +1,4 @@
-"""LayerNorm Scaling (Sun et al. 2025, The Curse of Depth, arXiv:2502.05795)."""
+"""LayerNorm Scaling: pre-norm, weaker with depth."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ class LayerNormScaling(Placement):
 
     When to choose it: deep pre-norm models, whose last layers otherwise do next to nothing: the stream's variance grows
     with the logarithm of the depth, no more with the depth. What it costs: as pre-norm.
+
+    Source: Sun et al. 2025 (The Curse of Depth, arXiv:2502.05795).
     """
 
     name = "layernorm_scaling"

@@ -1,4 +1,4 @@
-"""LayerScale (Touvron et al. 2021, CaiT, arXiv:2103.17239)."""
+"""LayerScale: pre-norm with scaled branches."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..call import check_number
 from .base import Placement, Settings, Site, State
 
 
@@ -18,6 +19,8 @@ class LayerScale(Placement):
 
     Args:
         initial: Where l starts; None: the paper's 0.1 up to 18 layers, 1e-5 up to 24, 1e-6 deeper.
+
+    Source: Touvron et al. 2021 (CaiT, arXiv:2103.17239).
     """
 
     name = "layerscale"
@@ -30,6 +33,8 @@ class LayerScale(Placement):
         layers = self.sites[0].layers
         if initial is None and layers is None:
             raise ValueError("placement='layerscale' chooses its initial scale by depth: pass depth= or initial=")
+        if initial is not None:
+            check_number("initial", initial)
         self.initial = initial_scale(layers or 0) if initial is None else initial
         self.norms = self.new_norms()
         self.scales = nn.ParameterList(

@@ -1,4 +1,4 @@
-"""Mix-LN (Li et al. 2024, arXiv:2412.13795)."""
+"""Mix-LN: post-norm below, pre-norm above."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from ..call import check_number
 from .base import Placement, Settings, Site, State
 
 
@@ -18,6 +19,8 @@ class MixLN(Placement):
 
     Args:
         post_fraction: a, 0.25 in the paper.
+
+    Source: Li et al. 2024 (arXiv:2412.13795).
     """
 
     name = "mix_ln"
@@ -28,6 +31,7 @@ class MixLN(Placement):
         self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None, *, post_fraction: float = 0.25
     ) -> None:
         super().__init__(sites, settings, final_norm)
+        check_number("post_fraction", post_fraction)
         if not 0 <= post_fraction <= 1:
             raise ValueError(f"post_fraction must be in [0, 1], got {post_fraction}")
         layers = self.sites[0].layers

@@ -1,4 +1,4 @@
-"""NormFormer (Shleifer et al. 2021, arXiv:2110.09456)."""
+"""NormFormer: pre-norm with a norm behind the attention and one inside the feed-forward network."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ class NormFormer(Placement):
 
     When to choose it: language models that should reach pre-norm's loss in fewer steps. What it costs: one norm more
     than pre-norm per sublayer. Feed-forward sublayers offer ``inner_norm = addnorm.Slot(width)``.
+
+    Source: Shleifer et al. 2021 (arXiv:2110.09456).
     """
 
     name = "normformer"

@@ -1,4 +1,4 @@
-"""Parallel sublayers (GPT-J, Wang & Komatsuzaki 2021; PaLM, arXiv:2204.02311)."""
+"""Parallel sublayers: one norm for all sublayers of a layer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ class Parallel(Placement):
 
     When to choose it: large models, where it trains as pre-norm does and the sublayers' first matrices can be one. What
     it costs: one norm per layer; for every sublayer a sum, for the last of the layer fused with the next layer's norm.
+
+    Source: Wang & Komatsuzaki 2021 (GPT-J); Chowdhery et al. 2022 (PaLM, arXiv:2204.02311).
     """
 
     name = "parallel"

@@ -1,4 +1,4 @@
-"""Peri-LN (Kim et al. 2025, arXiv:2502.02732)."""
+"""Peri-LN: norms before and behind every sublayer."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ class Peri(Placement):
 
     When to choose it: large language models that pre-norm lets grow massive activations (Gemma 2 and 3 and OLMo 2 do
     much the same): the stream grows linearly and no faster. What it costs: as sandwich, and one norm more at the start.
+
+    Source: Kim et al. 2025 (arXiv:2502.02732).
     """
 
     name = "peri"

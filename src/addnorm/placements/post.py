@@ -1,4 +1,4 @@
-"""Post-norm (Vaswani et al. 2017, arXiv:1706.03762)."""
+"""Post-norm: the norm stands on the stream."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ class Post(Placement):
     little better than pre-norm. Deeper it needs warm-up or does not train (Xiong et al. 2020, arXiv:2002.04745): each
     norm shrinks the identity path by (1 + |f|^2/|x|^2)^(-1/2). What it costs: one pass per sublayer, two reads and one
     write, the least of all.
+
+    Source: Vaswani et al. 2017 (arXiv:1706.03762).
     """
 
     name = "post"

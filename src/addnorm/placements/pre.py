@@ -1,4 +1,4 @@
-"""Pre-norm (Baevski & Auli 2019, arXiv:1809.10853; Xiong et al. 2020, arXiv:2002.04745)."""
+"""Pre-norm: the norm stands before the sublayer."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Pre(Placement):
 
     `initialise` shrinks what writes to the stream, output projections and last matrices, by 1/sqrt(number of
     sublayers) (GPT-2, Radford et al. 2019), drawn from Glorot's normal distribution.
+
+    Source: Baevski & Auli 2019 (arXiv:1809.10853); Xiong et al. 2020 (arXiv:2002.04745).
     """
 
     name = "pre"

@@ -1,4 +1,4 @@
-"""ResiDual (Xie et al. 2023, arXiv:2304.14802)."""
+"""ResiDual: a normed and a plain stream."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ class ResidualDual(Placement):
 
     When to choose it: post-norm's diversity of layers with pre-norm's gradients. What it costs: a second sum per
     sublayer, four reads and two writes, and a second stream in memory.
+
+    Source: Xie et al. 2023 (arXiv:2304.14802).
     """
 
     name = "residual_dual"
     ends_in_norm = True
+    end = ()  # the algebra has it
 
     def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:
         super().__init__(sites, settings, final_norm)

@@ -1,4 +1,4 @@
-"""ReZero (Bachlechner et al. 2020, arXiv:2003.04887)."""
+"""ReZero: no norm, a scaled branch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ class ReZero(Placement):
 
     When to choose it: very deep plain stacks that should start quickly. Without a norm nothing holds the stream's size.
     What it costs: a sum per sublayer. (SkipInit, De & Smith 2020, arXiv:2002.10444, is the same rule.)
+
+    Source: Bachlechner et al. 2020 (arXiv:2003.04887).
     """
 
     name = "rezero"

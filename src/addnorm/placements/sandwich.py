@@ -1,4 +1,4 @@
-"""Sandwich-LN (Ding et al. 2021, CogView, arXiv:2105.13290)."""
+"""Sandwich-LN: a second norm on the branch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ class Sandwich(Placement):
 
     When to choose it: where pre-norm's branches grow out of half precision's range. What it costs: one more pass per
     sublayer than pre-norm: three reads, three writes.
+
+    Source: Ding et al. 2021 (CogView, arXiv:2105.13290).
     """
 
     name = "sandwich"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..call import check_count
+
 
 class Slot(nn.Module):
     """The identity, until a placement that norms inside the sublayer (Sub-LN, NormFormer, HybridNorm) fills it.
@@ -27,6 +29,7 @@ class Slot(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        check_count("width", width)
         self.width = width
         self.norm: nn.Module | None = None
 
@@ -35,9 +38,12 @@ class Slot(nn.Module):
         Raises:
             ValueError: where the slot is filled already.
         """
+        self.check_empty()
+        self.norm = norm
+
+    def check_empty(self) -> None:
         if self.norm is not None:
             raise ValueError("the slot holds a norm already: a sublayer with slots can serve one placement only")
-        self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.norm is None else self.norm(x)

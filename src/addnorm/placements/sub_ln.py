@@ -1,4 +1,4 @@
-"""Sub-LN (Wang et al. 2022, Magneto, arXiv:2210.06423)."""
+"""Sub-LN: pre-norm with a norm inside each sublayer."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ class SubLN(Placement):
     Args:
         decoder_layers: M, where this is the encoder of an encoder-decoder model.
         encoder_layers: N, where this is the decoder of one.
+
+    Source: Wang et al. 2022 (Magneto, arXiv:2210.06423).
     """
 
     name = "sub_ln"

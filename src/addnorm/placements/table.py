@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..call import lookup
+from ..norms import policy
 from .admin import Admin
 from .b2t import B2T
 from .base import Placement, Settings, Site
@@ -42,6 +43,7 @@ def make(
         TypeError: where an option is not one of the placement's.
     """
     member = lookup("placement", name, PLACEMENTS)
+    policy(settings.norm)  # or the error that lists them, also where the placement has no norm
     known = [p.name for p in inspect.signature(member).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in known:

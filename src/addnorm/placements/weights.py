@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..call import check_count
+
 Role = Literal["qk", "in", "out"]  # queries and keys; values and first matrices; output projections and last matrices
+Matrices = dict[str, list[tuple[Tensor, Role]]]  # by name: the parts that have one role each
 
 NAMES: dict[str, tuple[Role, ...]] = {
     **dict.fromkeys(("q", "q_proj", "query", "wq", "w_q", "to_q"), ("qk",)),
@@ -21,54 +24,74 @@ NAMES: dict[str, tuple[Role, ...]] = {
 }
 
 
+@torch.no_grad()
 def redraw(sublayers: Sequence[nn.Module], gains: Mapping[Role, float], rule: str) -> dict[str, float]:
-    """Draws each matrix anew from Glorot's normal distribution with the gain of its role.
+    """Draws each matrix anew from Glorot's normal distribution with the gain of its role; all of them or none.
 
-    Matrices are found by the last part of their name (`NAMES`); in an `nn.Sequential`, or where the sublayer is a
-    Linear, the last one is "out" and those before it are "in". A sublayer without parameters has nothing to draw.
+    Matrices are found by the last part of their name (`NAMES`). In an `nn.Sequential` without such names, or where the
+    sublayer is a Linear, the last one is "out" and those before it are "in". A sublayer without parameters has nothing
+    to draw.
 
     Returns:
         The largest gain drawn with, by ``"sublayer.parameter"``.
 
     Raises:
-        ValueError: where a sublayer has parameters and none has a known role, or no sublayer has any.
+        ValueError: where a sublayer lacks a matrix to scale, or no sublayer has parameters.
     """
-    drawn: dict[str, float] = {}
-    for index, sublayer in enumerate(sublayers):
-        found = list(matrices(sublayer))
-        if not found and any(True for _ in sublayer.parameters()):
-            held = ", ".join(name for name, _ in sublayer.named_parameters())
-            raise ValueError(
-                f"initialise(): {rule} scales matrices by their role, and sublayer {index} "
-                f"({type(sublayer).__name__}) has none with a known name: it has {held}; known are {', '.join(NAMES)}"
-            )
-        for name, weight, roles in ((name, weight, roles) for name, (weight, roles) in found):
-            draw(weight, [gains[role] for role in roles])
-            drawn[f"{index}.{name}"] = max(gains[role] for role in roles)
-    if not drawn:
+    found = [
+        complete(matrices(sublayer), sublayer, f"initialise(): {rule} scales matrices by their role, and sublayer {i}")
+        for i, sublayer in enumerate(sublayers)
+    ]
+    if not any(found):
         raise ValueError(f"initialise(): {rule} scales matrices, and the sublayers have no parameters")
-    return drawn
+    for parts in (parts for weights in found for parts in weights.values()):
+        for part, role in parts:
+            nn.init.xavier_normal_(part, gain=gains[role])
+    return {
+        f"{index}.{name}": max(gains[role] for _, role in parts)
+        for index, weights in enumerate(found)
+        for name, parts in weights.items()
+    }
 
 
-def matrices(sublayer: nn.Module) -> Iterator[tuple[str, tuple[Tensor, tuple[Role, ...]]]]:
+def matrices(sublayer: nn.Module) -> Matrices:
     """The matrices that have a role, by name."""
-    if isinstance(sublayer, (nn.Sequential, nn.Linear)):
-        linears = [(name, m) for name, m in sublayer.named_modules() if isinstance(m, nn.Linear)]
-        for place, (name, linear) in enumerate(linears, start=1):
-            role: Role = "out" if place == len(linears) else "in"
-            yield f"{name}.weight".lstrip("."), (linear.weight, (role,))
-        return
-    for name, weight in sublayer.named_parameters():
-        roles = NAMES.get(name.removesuffix(".weight").removesuffix("_weight").split(".")[-1])
-        if roles is not None and weight.dim() == 2:
-            yield name, (weight, roles)
+    named = {name: weight for name, weight in sublayer.named_parameters() if weight.dim() == 2}
+    roles = {name: NAMES.get(name.removesuffix(".weight").removesuffix("_weight").split(".")[-1]) for name in named}
+    found: dict[str, tuple[Role, ...]] = {name: known for name, known in roles.items() if known is not None}
+    if not found and isinstance(sublayer, (nn.Sequential, nn.Linear)):
+        linears = [f"{name}.weight".lstrip(".") for name, m in sublayer.named_modules() if isinstance(m, nn.Linear)]
+        found = {name: ("out",) if name == linears[-1] else ("in",) for name in linears}
+    inner = {size for name, known in found.items() if known == ("out",) for size in named[name].shape}
+    return {name: split(name, named[name], known, inner) for name, known in found.items()}
 
 
-@torch.no_grad()
-def draw(weight: Tensor, gains: Sequence[float]) -> None:
-    """Each part of the rows with its gain, as a matrix of its own."""
-    for part, gain in zip(weight.chunk(len(gains)), gains, strict=True):
-        nn.init.xavier_normal_(part, gain=gain)
+def split(name: str, weight: Tensor, roles: Sequence[Role], inner: Collection[int]) -> list[tuple[Tensor, Role]]:
+    """One part for each role: of the rows, or of the columns where the weight is stored (in, out), as GPT-2's is."""
+    if len(roles) == 1:
+        return [(weight, roles[0])]
+    columns = weight.shape[1] == len(roles) * weight.shape[0]
+    size, rest = divmod(weight.shape[int(columns)], len(roles))
+    if rest or (inner and size not in inner):
+        raise ValueError(f"initialise(): queries, keys and values of different sizes are packed in {name}: part them")
+    return list(zip(weight.split(size, dim=int(columns)), roles, strict=True))
+
+
+def complete(found: Matrices, sublayer: nn.Module, what: str) -> Matrices:
+    """The same, where nothing is missing: with queries there are values, with those or a first matrix a last one."""
+    held = ", ".join(name for name, _ in sublayer.named_parameters())
+    if not held:
+        return {}
+    what = f"{what} ({type(sublayer).__name__})"
+    if not found:
+        raise ValueError(f"{what} has none with a known name: it has {held}; known are {', '.join(NAMES)}")
+    parts = [part for parts in found.values() for part in parts]
+    roles = {role for _, role in parts}
+    missing = [role for role, others in (("in", {"qk"}), ("out", {"qk", "in"})) if roles & others and role not in roles]
+    if missing:
+        known = ", ".join(name for name, known in NAMES.items() if known == (missing[0],))
+        raise ValueError(f"{what} has none of {known}: it has {held}")
+    return found
 
 
 def check_roles(decoder_layers: int | None, encoder_layers: int | None) -> None:
@@ -78,5 +101,5 @@ def check_roles(decoder_layers: int | None, encoder_layers: int | None) -> None:
             "decoder_layers makes this stack an encoder and encoder_layers a decoder: give at most one of them"
         )
     for name, layers in (("decoder_layers", decoder_layers), ("encoder_layers", encoder_layers)):
-        if layers is not None and layers < 1:
-            raise ValueError(f"{name} must be at least 1, got {layers}")
+        if layers is not None:
+            check_count(name, layers)

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..call import check_probability
+from ..call import check_count, check_probability
+from ..norms import Norm
 from ..placements import Settings, Site, make
-from .sublayer import branch_of, check_count, check_module, check_width
+from .sublayer import branch_of, check_module, check_width
 
 
 class Residual(nn.Module):
@@ -46,7 +47,7 @@ class Residual(nn.Module):
         d_model: int,
         placement: str = "post",
         *,
-        norm: str = "layer",
+        norm: str | Norm = "layer",
         eps: float = 1e-5,
         bias: bool | None = None,
         weight_offset: float = 0.0,
@@ -68,8 +69,11 @@ class Residual(nn.Module):
         check_probability("drop_path", drop_path)
         if depth is not None:
             check_count("depth", depth)
-        if layer < 0 or (depth is not None and layer >= depth):
-            raise ValueError(f"layer must be from 0 to depth - 1 = {None if depth is None else depth - 1}, got {layer}")
+        check_count("layer", layer, least=0)
+        if depth is not None and layer >= depth:
+            raise ValueError(f"layer must be from 0 to depth - 1 = {depth - 1}, got {layer}")
+        if drop_path and layer and depth is None:
+            raise ValueError("drop_path grows with the layer, to all of it in the last one: pass depth= with layer=")
         if shortcut is not None:
             check_module("shortcut", shortcut)
         settings = Settings(

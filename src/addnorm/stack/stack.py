@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..call import check_probability
+from ..call import check_count, check_probability
+from ..modules import AddNorm
+from ..norms import Norm, policy
 from ..placements import Settings, Site, make
-from .sublayer import branch_of, check_count, check_module, check_width
+from .sublayer import branch_of, check_module, check_width
 
 Kwargs = Sequence[Mapping[str, Any]]
 
@@ -56,7 +58,7 @@ class Stack(nn.Module):
         d_model: int,
         *,
         placement: str = "pre",
-        norm: str = "layer",
+        norm: str | Norm = "layer",
         eps: float = 1e-5,
         bias: bool | None = None,
         weight_offset: float = 0.0,
@@ -71,6 +73,8 @@ class Stack(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        if not isinstance(sublayers, Iterable):
+            raise TypeError(f"sublayers must be an iterable of torch.nn.Module, got {type(sublayers).__name__}")
         sublayers = list(sublayers)
         for index, sublayer in enumerate(sublayers):
             check_module(f"sublayers[{index}]", sublayer)
@@ -140,13 +144,11 @@ class Stack(nn.Module):
         """The algebra that runs, with its constants."""
         placement, settings = self.placement, self.placement.settings
         count = len(self.sublayers)
-        facts = [
-            f"{count} sublayers in {count // self.sublayers_per_layer} layers",
-            f"width {self.d_model}",
-            f"{settings.norm} norm",
-        ]
+        facts = [f"{count} sublayers in {count // self.sublayers_per_layer} layers", f"width {self.d_model}"]
+        if any(isinstance(module, AddNorm) for module in self.modules()):
+            facts.append(f"{policy(settings.norm).name} norm")
         facts += [f"{name} {p:g}" for name in ("dropout", "drop_path") if (p := getattr(settings, name))]
-        end = () if placement.final_norm is None or placement.name == "residual_dual" else ("end: N(h)",)
+        end = () if placement.final_norm is None else placement.end
         return "\n  ".join((f"{placement.name}: {', '.join(facts)}", *placement.algebra(), *end))
 
     def extra_repr(self) -> str:
@@ -163,12 +165,26 @@ class Stack(nn.Module):
         count = len(self.sublayers)
         if sublayer_kwargs is None:
             return [shared] * count
+        if not isinstance(sublayer_kwargs, Sequence) or not all(isinstance(each, Mapping) for each in sublayer_kwargs):
+            raise TypeError(
+                "sublayer_kwargs must be a list of mappings, one for each sublayer or for each of a layer's, got "
+                f"{given_types(sublayer_kwargs)}"
+            )
         if len(sublayer_kwargs) not in (count, self.sublayers_per_layer):
             raise ValueError(
                 f"sublayer_kwargs has {len(sublayer_kwargs)} mappings: there must be one for each of the {count} "
                 f"sublayers, or one for each of a layer's {self.sublayers_per_layer}"
             )
         return [{**shared, **sublayer_kwargs[index % len(sublayer_kwargs)]} for index in range(count)]
+
+
+def given_types(value: Any) -> str:
+    """
+    >>> given_types([{}, None]), given_types({})
+    ('list of dict and NoneType', 'dict')
+    """
+    kind = type(value).__name__
+    return f"{kind} of {' and '.join(type(v).__name__ for v in value)}" if isinstance(value, (list, tuple)) else kind
 
 
 def sites(sublayers: int, per_layer: int) -> list[Site]:

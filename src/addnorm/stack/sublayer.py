@@ -44,11 +44,3 @@ def check_width(x: Tensor, d_model: int) -> None:
         raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
     if x.dim() == 0 or x.shape[-1] != d_model:
         raise ValueError(f"x has shape {tuple(x.shape)}: its last dimension must be d_model = {d_model}")
-
-
-def check_count(name: str, value: Any) -> None:
-    """A whole number, at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
