@@ -25,7 +25,7 @@ from .norms import POLICIES
 
 WIDEST = 131072
 NAMES = {2: "bf16", 4: "fp32", 8: "fp64"}
-OPTIONS = ("plain", "dropout")
+OPTIONS = ("plain", "dropout", "everything")
 ARGUMENTS_16 = [["tt.divisibility", 16]]
 
 
@@ -93,8 +93,10 @@ def forward_source(row: Any, size: int, width: int, norm: str, option: str) -> A
     element, wide, compute = types(size)
     policy = POLICIES[norm]
     pointers = dict.fromkeys(("x", "residual", "y", "z", "weight", "bias"), element) | {"stats": wide}
-    if option == "dropout":
+    if option != "plain":
         pointers |= {"branch_bias": element, "seed": "*i64"}
+    if option == "everything":
+        pointers |= dict.fromkeys(("branch_scale", "row_scale"), element)
     numbers = dict.fromkeys(("rows", "x_stride", "residual_stride", "y_stride", "z_stride", "threshold"), "i32")
     numbers |= dict.fromkeys(("eps", "residual_scale", "keep_scale", "weight_offset"), "fp64")
     constants = {
@@ -108,19 +110,22 @@ def forward_source(row: Any, size: int, width: int, norm: str, option: str) -> A
 def backward_source(row: Any, size: int, width: int, norm: str, option: str) -> ASTSource:
     element, wide, compute = types(size)
     policy = POLICIES[norm]
+    everything = option == "everything"
     tiles = min(row.tiles, -(-width // row.block))
     pointers = dict.fromkeys(("dy", "ds", "z", "weight", "dresidual"), element) | {"stats": wide, "partials": wide}
     if width > tiles * row.block:
         pointers["means"] = wide
-    if option == "dropout":
+    if option != "plain":
         pointers |= {"dx": element, "seed": "*i64"}
-    numbers = dict.fromkeys(("rows", "dy_stride", "ds_stride", "z_stride", "threshold"), "i32")
+    if option == "everything":
+        pointers |= dict.fromkeys(("x", "branch_bias", "branch_scale", "row_scale", "drow_scale"), element)
+    numbers = dict.fromkeys(("rows", "dy_stride", "ds_stride", "z_stride", "x_stride", "threshold"), "i32")
     numbers |= dict.fromkeys(("residual_scale", "keep_scale", "weight_offset"), "fp64")
     constants = {
-        "x_stride": 0, "row_scale_stride": 1, "NORMALISE": policy.normalise, "BACKWARD": policy.backward,
+        "row_scale_stride": 1, "NORMALISE": policy.normalise, "BACKWARD": policy.backward,
         "STATS": policy.stats, "D": width, "SCALAR": False, "ALIGN": 8, "C": compute,
-        "WEIGHT": True, "BIAS": norm == "layer", "BRANCH_BIAS": False, "BRANCH_SCALE": False,
-        "ROWS": row.rows, "BLOCK": row.block, "TILES": tiles,
+        "WEIGHT": True, "BIAS": norm == "layer", "BRANCH_BIAS": everything, "BRANCH_SCALE": everything,
+        "ROWS": row.rows, "BLOCK": row.block, "TILES": tiles, "HELD": row.held,
     }  # fmt: skip
     return source_of(backward_kernel, pointers, numbers, constants)
 

@@ -15,7 +15,7 @@ from .arguments import itemsize, matrix, strides, unit, vector
 from .backward import backward_kernel, means_kernel
 from .columns import WIDTH, columns_kernel
 from .forward import forward_kernel
-from .launch import Backward, backward_for, forward_for
+from .launch import backward_for, forward_for
 from .norms import POLICIES
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -76,8 +76,8 @@ def backward(call: Gradient) -> dict[str, Tensor | None]:
     rows = call.z.numel() // d
     # Without dy nothing arrives at the norm's own parameters.
     summed = [name for name in COLUMN_GRADIENTS if needed[name] and (dy is not None or name.startswith("branch"))]
-    launch = backward_for(d, size)
-    tiles = tiles_of(launch, d, len(summed))
+    launch = backward_for(d, size, len(summed))
+    tiles = launch.tiles(d, len(summed), call.seed is not None)
     splits = triton.cdiv(d, tiles * launch.block)
     programs = max(1, min(triton.cdiv(rows, launch.rows), processors(z) * launch.programs // splits))
     partials = z.new_empty((len(summed), programs, d), dtype=compute) if summed else None
@@ -101,7 +101,8 @@ def backward(call: Gradient) -> dict[str, Tensor | None]:
             call.residual_scale, keep_scale(call), call.weight_offset,
             policy.normalise, policy.backward, policy.stats,
             d, branch_scale is not None and branch_scale.dim() == 0, align, TYPES[compute],
-            *(name in summed for name in COLUMN_GRADIENTS), launch.rows, launch.block, tiles, num_warps=launch.warps,
+            *(name in summed for name in COLUMN_GRADIENTS), launch.rows, launch.block, tiles, launch.held,
+            num_warps=launch.warps,
         )  # fmt: skip
         if partials is not None:
             add_columns(partials, summed, grads)
@@ -146,12 +147,6 @@ def shape_of(call: Gradient, name: str, shape: torch.Size) -> torch.Size:
         return shape[:-1]
     scale = call.branch_scale
     return scale.shape if name == "branch_scale" and scale is not None else shape[-1:]
-
-
-def tiles_of(launch: Backward, width: int, sums: int) -> int:
-    """Tiles of a program: the row's, at most the table's, half of those where more than two sums are kept."""
-    most = launch.tiles if sums <= 2 else max(1, launch.tiles // 2)
-    return min(most, triton.cdiv(width, launch.block))
 
 
 def dropout(call: Call | Gradient) -> tuple[int]:
