@@ -33,7 +33,9 @@ def gain(dy, weight, weight_offset, C: tl.constexpr):
 
 
 @triton.jit
-def tiles(pointer, offset, inside, base, D: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr):
+def tiles(
+    pointer, offset, inside, base, D: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr
+):
     """A program's columns of some rows, as they are stored."""
     values = (offset,)  # unused: Triton would unwrap a tuple of one
     for t in tl.static_range(TILES):
@@ -62,11 +64,7 @@ def tile_of(
     held, t: tl.constexpr, pointer, offset, cols, inside, D: tl.constexpr, WHOLE: tl.constexpr, HELD: tl.constexpr
 ):
     """Tile t of what is held, or read again."""
-    if HELD > 0:
-        value = held[t + 1]
-    else:
-        value = load(pointer, offset, cols, inside, D, WHOLE, pointer.dtype.element_ty)
-    return value
+    return held[t + 1] if HELD > 0 else load(pointer, offset, cols, inside, D, WHOLE, pointer.dtype.element_ty)
 
 
 @triton.jit
@@ -165,7 +163,9 @@ def backward_kernel(
             mean_g = tl.load(means + 2 * row, mask=row < rows, other=0.0)
             mean_gx = tl.load(means + 2 * row + 1, mask=row < rows, other=0.0)
         elif dy is not None and HELD == 0:
-            mean_g, mean_gx = means_of(dy, z, weight, row_stats, dy_at, z_at, row, weight_offset, NORMALISE, D, C, 2 * BLOCK)
+            mean_g, mean_gx = means_of(
+                dy, z, weight, row_stats, dy_at, z_at, row, weight_offset, NORMALISE, D, C, 2 * BLOCK
+            )
         elif dy is not None:
             sum_g, sum_gx = tl.zeros([ROWS, BLOCK], C), tl.zeros([ROWS, BLOCK], C)
             for t in tl.static_range(TILES):

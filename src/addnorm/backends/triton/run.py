@@ -15,7 +15,7 @@ from .arguments import itemsize, matrix, strides, unit, vector
 from .backward import backward_kernel, means_kernel
 from .columns import WIDTH, columns_kernel
 from .forward import forward_kernel
-from .launch import backward_for, forward_for
+from .launch import Backward, Forward, backward_for, forward_for
 from .norms import POLICIES
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -30,8 +30,15 @@ PROCESSORS = 4  # that the interpreter plays
 
 
 def forward(
-    call: Call, *, keep_stream: bool, keep_stats: bool, out: Tensor | None, stream_out: Tensor | None
+    call: Call,
+    *,
+    keep_stream: bool,
+    keep_stats: bool,
+    out: Tensor | None = None,
+    stream_out: Tensor | None = None,
+    launch: Forward | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """y, the stream and the statistics; by the row of the launch table for the width, or by a given one."""
     shape, d = call.x.shape, call.x.shape[-1]
     policy, compute = POLICIES[call.norm], call.compute_dtype
     empty = call.x.new_empty
@@ -44,7 +51,7 @@ def forward(
         return y, z, None if stats is None else stats.zero_()
     matrices = [matrix(t, d) for t in (call.x, call.residual, y, z)]
     x, residual, y_rows, z_rows = matrices
-    launch, align = forward_for(d, itemsize(matrices, compute)), unit(matrices, d)
+    launch, align = launch or forward_for(d, itemsize(matrices, compute)), unit(matrices, d)
     rows = call.x.numel() // d
     row_scale = vector(None if call.row_scale is None else call.row_scale.reshape(rows))
     weight, bias, branch_bias, branch_scale = map(vector, (call.weight, call.bias, call.branch_bias, call.branch_scale))
@@ -63,7 +70,8 @@ def forward(
     return y, z, stats
 
 
-def backward(call: Gradient) -> dict[str, Tensor | None]:
+def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor | None]:
+    """The gradients that are needed; by the row of the launch table for the width, or by a given one."""
     shape, d, needed = call.z.shape, call.z.shape[-1], call.needed
     policy, compute = POLICIES[call.norm], call.compute_dtype
     grads = {name: grad if needed[name] else None for name, grad in allocate(call).items()}
@@ -76,7 +84,7 @@ def backward(call: Gradient) -> dict[str, Tensor | None]:
     rows = call.z.numel() // d
     # Without dy nothing arrives at the norm's own parameters.
     summed = [name for name in COLUMN_GRADIENTS if needed[name] and (dy is not None or name.startswith("branch"))]
-    launch = backward_for(d, size, len(summed))
+    launch = launch or backward_for(d, size, len(summed))
     tiles = launch.tiles(d, len(summed), call.seed is not None)
     splits = triton.cdiv(d, tiles * launch.block)
     programs = max(1, min(triton.cdiv(rows, launch.rows), processors(z) * launch.programs // splits))
