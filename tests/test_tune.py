@@ -50,13 +50,14 @@ def test_candidates_move_16_bytes_a_thread_and_fit(tables: dict[int, Any]) -> No
     for size, rows in tables.items():
         for row in rows:
             found = tune.candidates(row, size)
-            assert len(found) > 4
+            assert len(found) > 2
             assert len(set(found)) == len(found)
             for other in found[1:]:
                 assert other.width == row.width
                 assert other.rows > 1 or other.block * size % (16 * 32 * other.warps) == 0
                 if isinstance(other, Forward) and other.keep:
                     assert tune.tuned_width(other) * other.rows <= tune.MOST * other.warps * 32
+                assert other.rows == 1 or getattr(other, "keep", True), "rows would depend on one another"
 
 
 @pytest.mark.parametrize("tables", TABLES)
@@ -84,7 +85,7 @@ for row in (FORWARD[4][0], FORWARD[4][3], BACKWARD[4][0], BACKWARD[4][3]):
     calls = tune.workload(rows, 4, "cpu", 5 * 4 * row.width)
     def results(name):
         got = calls[name]()
-        return [t for t in (got.values() if isinstance(got, dict) else got) if t is not None]
+        return [t for t in (got.values() if isinstance(got, dict) else got[:2]) if t is not None]
     for name in calls:
         for a, b in zip(results("0"), results(name), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

@@ -70,12 +70,12 @@ def version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return own_version() if package == __package__ else "none"
+        return own_version() if package == "addnorm" else "none"
 
 
 def own_version() -> str:
     """This package's, which may run from its source tree."""
-    return sys.modules[__package__].__version__
+    return sys.modules["addnorm"].__version__
 
 
 def gpu() -> str:

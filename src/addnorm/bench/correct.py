@@ -38,7 +38,7 @@ class Problem:
 
     rows: int
     d: int
-    dtypes: tuple[str, str, str] = ("bf16", "bf16", "bf16")
+    dtypes: tuple[str, ...] = ("bf16", "bf16", "bf16")
     norm: str = "layer"
     extras: tuple[str, ...] = ()  # which of branch_bias, branch_scale and row_scale there are
     options: dict[str, Any] = field(default_factory=dict)

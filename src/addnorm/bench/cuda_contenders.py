@@ -25,7 +25,7 @@ class Autotuned(Torchlike):
     options: ClassVar[dict[str, Any]] = {"max_autotune": True, "triton.mix_order_reduction": True}
 
     def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
-        from torch import _functorch  # takes seconds, for a clock that may never run
+        from torch._functorch import config  # which takes seconds, for a clock that may never run
         from torch._inductor import list_options
 
         torch._dynamo.reset()  # or the shapes before this one count against its limit of recompilations
@@ -35,7 +35,7 @@ class Autotuned(Torchlike):
 
         def call() -> Any:
             # What the forward kept must last, for a backward that is timed by itself.
-            with _functorch.config.patch(donated_buffer=False):
+            with config.patch(donated_buffer=False):
                 return compiled(inputs.x, inputs.residual, inputs.weight, inputs.bias)
 
         call()  # compiles, outside of what is timed

@@ -76,12 +76,13 @@ def table() -> Iterator[tuple[Forward | Backward, int, int]]:
 
 
 def variants() -> Iterator[tuple[Forward | Backward, int, int, str, str]]:
-    """Every row with each of VARIANTS; the last of the backward also at the width that one program holds."""
+    """Every row with each of VARIANTS; the last of the backward also at the widths that one program holds."""
     for row, size, width in table():
         for norm, option in VARIANTS:
             option = fullest(row) if option == "full" else option
             yield row, size, width, norm, option
-            if isinstance(row, Backward) and row.width > WIDEST:
+        if isinstance(row, Backward) and row.width > WIDEST:
+            for norm, option in (("layer", "plain"), ("layer", "dropout"), ("rms", "plain"), ("rms", "dropout")):
                 yield row, size, whole(row, norm, option) * row.block, norm, option
 
 

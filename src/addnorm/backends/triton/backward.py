@@ -164,7 +164,7 @@ def backward_kernel(
             mean_gx = tl.load(means + 2 * row + 1, mask=row < rows, other=0.0)
         elif dy is not None and HELD == 0:
             mean_g, mean_gx = means_of(
-                dy, z, weight, row_stats, dy_at, z_at, row, weight_offset, NORMALISE, D, C, 2 * BLOCK
+                dy, z, weight, row_stats, dy_at, z_at, row, weight_offset, NORMALISE, D, C, BLOCK
             )
         elif dy is not None:
             sum_g, sum_gx = tl.zeros([ROWS, BLOCK], C), tl.zeros([ROWS, BLOCK], C)

@@ -38,8 +38,10 @@ class Backward:
     held: int
 
     def tiles(self, width: int, sums: int, drops: bool) -> int:
-        """Tiles of a program, of a row of some width, with so many column sums; a mask takes as much room as a sum."""
-        return min(max(1, self.room // max(1, sums + drops)), -(-width // self.block))
+        """Tiles of a program, of a row of some width, with so many column sums; a mask takes as much room as a sum, and
+        a quarter is for what is no sum."""
+        most = min(self.room // max(1, sums + drops), 3 * self.room // 4)
+        return min(max(1, most), -(-width // self.block))
 
 
 HALF_FORWARD = (

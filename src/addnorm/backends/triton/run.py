@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...call import OPERANDS, Call, Gradient, dropout_threshold
-from .arguments import itemsize, matrix, strides, unit, vector
+from .arguments import itemsize, matrix, steps, vector
 from .backward import backward_kernel, means_kernel
 from .columns import WIDTH, columns_kernel
 from .forward import forward_kernel
@@ -27,6 +28,7 @@ if INTERPRETED:
 COLUMN_GRADIENTS = ("weight", "bias", "branch_bias", "branch_scale")
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 PROCESSORS = 4  # that the interpreter plays
+HERE = contextlib.nullcontext()
 
 
 def forward(
@@ -51,14 +53,15 @@ def forward(
         return y, z, None if stats is None else stats.zero_()
     matrices = [matrix(t, d) for t in (call.x, call.residual, y, z)]
     x, residual, y_rows, z_rows = matrices
-    launch, align = launch or forward_for(d, itemsize(matrices, compute)), unit(matrices, d)
+    launch = launch or forward_for(d, itemsize(matrices, compute))
+    strides, align = steps(matrices, d)
     rows = call.x.numel() // d
     row_scale = vector(None if call.row_scale is None else call.row_scale.reshape(rows))
     weight, bias, branch_bias, branch_scale = map(vector, (call.weight, call.bias, call.branch_bias, call.branch_scale))
     with on(call.x):
-        forward_kernel[(triton.cdiv(rows, launch.rows),)](
+        forward_kernel[(-(-rows // launch.rows),)](
             x, residual, y_rows, z_rows, stats, weight, bias, branch_bias, branch_scale, row_scale, call.seed,
-            rows, *strides(matrices, align), 1, *dropout(call),
+            rows, *strides, 1, *dropout(call),
             call.eps, call.residual_scale, keep_scale(call), call.weight_offset,
             policy.statistics, policy.normalise, policy.shifts, policy.stats,
             d, branch_scale is not None and branch_scale.dim() == 0, align, TYPES[compute],
@@ -80,14 +83,15 @@ def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor
     wants_x = needed["branch_scale"] or needed["row_scale"]
     matrices = [matrix(t, d) for t in (call.dy, call.ds, call.z, call.x if wants_x else None)]
     dy, ds, z, x = matrices
-    size, align = itemsize([*matrices, grads["x"], grads["residual"]], compute), unit(matrices, d)
+    size = itemsize([*matrices, grads["x"], grads["residual"]], compute)
+    (dy_step, ds_step, z_step, x_step), align = steps(matrices, d)
     rows = call.z.numel() // d
     # Without dy nothing arrives at the norm's own parameters.
     summed = [name for name in COLUMN_GRADIENTS if needed[name] and (dy is not None or name.startswith("branch"))]
     launch = launch or backward_for(d, size, len(summed))
     tiles = launch.tiles(d, len(summed), call.seed is not None)
-    splits = triton.cdiv(d, tiles * launch.block)
-    programs = max(1, min(triton.cdiv(rows, launch.rows), processors(z) * launch.programs // splits))
+    splits = -(-d // (tiles * launch.block))
+    programs = max(1, min(-(-rows // launch.rows), processors(z.device) * launch.programs // splits))
     partials = z.new_empty((len(summed), programs, d), dtype=compute) if summed else None
     by_row = grads["row_scale"]
     if by_row is not None and splits > 1:
@@ -95,7 +99,6 @@ def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor
     means = z.new_empty((rows, 2), dtype=compute) if splits > 1 and dy is not None else None
     row_scale = vector(None if call.row_scale is None else call.row_scale.reshape(rows))
     weight, branch_bias, branch_scale = map(vector, (call.weight, call.branch_bias, call.branch_scale))
-    dy_step, ds_step, z_step, x_step = strides(matrices, align)
     with on(z):
         if means is not None:
             means_kernel[(rows,)](
@@ -115,7 +118,7 @@ def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor
         if partials is not None:
             add_columns(partials, summed, grads)
         if by_row is not grads["row_scale"] and by_row is not None:
-            columns_kernel[(triton.cdiv(rows, WIDTH.value),)](by_row, (grads["row_scale"],), splits, rows)
+            columns_kernel[(-(-rows // WIDTH.value),)](by_row, (grads["row_scale"],), splits, rows)
     for name in ("weight", "bias"):
         grad = grads[name]
         if grad is not None and name not in summed:
@@ -130,7 +133,7 @@ def add_columns(partials: Tensor, summed: list[str], grads: dict[str, Tensor | N
     results = {name: grads[name] for name in summed}
     if scale is not None and scale.dim() == 0:
         results["branch_scale"] = partials.new_empty((d,))
-    columns_kernel[(triton.cdiv(d, WIDTH.value),)](partials, tuple(results.values()), programs, d)
+    columns_kernel[(-(-d // WIDTH.value),)](partials, tuple(results.values()), programs, d)
     if scale is not None and scale.dim() == 0:
         scale.copy_(results["branch_scale"].sum())
 
@@ -165,10 +168,12 @@ def keep_scale(call: Call | Gradient) -> float:
     return 1 / (1 - call.dropout_p)
 
 
-def processors(t: Tensor) -> int:
-    return PROCESSORS if INTERPRETED else torch.cuda.get_device_properties(t.device).multi_processor_count
+@cache
+def processors(device: torch.device) -> int:
+    return PROCESSORS if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def on(t: Tensor) -> Any:
-    """Kernels run on the current device: make it t's."""
-    return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()
+    """Kernels run on the current device: make it t's, where it is another."""
+    elsewhere = t.is_cuda and t.device.index != torch.cuda.current_device()
+    return torch.cuda.device(t.device) if elsewhere else HERE

@@ -40,7 +40,8 @@ def candidates(row: Row, size: int) -> list[Row]:
 
 def forwards(row: Forward, size: int) -> Iterator[Forward]:
     for warps, rows, block in shapes(row, size):
-        for keep in (True, False):
+        # Several rows that are not kept would take one another's second look at the mean: no longer independent.
+        for keep in (True, False) if rows == 1 else (True,):
             if not keep or tuned_width(row) * rows <= MOST * warps * 32:
                 yield dataclasses.replace(row, warps=warps, rows=rows, block=block, keep=keep)
 
