@@ -87,8 +87,9 @@ with FakeTensorMode(allow_non_fake_inputs=True):
         torch._dynamo.reset()
         y, z = torch.compile(block, fullgraph=True, backend=keep)(x, residual, weight)
         assert (y.device.type, y.shape, y.dtype, z.dtype) == ("cuda", x.shape, x.dtype, x.dtype)
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            assert block(x, residual, weight)[0].dtype == torch.float32, "autocast"
+        torch.set_autocast_enabled("cuda", True)  # torch.autocast leaves it off where there is no GPU
+        assert block(x, residual, weight)[0].dtype == torch.float32
+        torch.set_autocast_enabled("cuda", False)
 assert len(graphs) == 2, graphs
 for graph in graphs:
     assert sum("addnorm.forward" in target for target in graph) == 1, graph
