@@ -97,7 +97,7 @@ def means_kernel(
     row = tl.program_id(0).to(tl.int64) + tl.zeros([1, 1], tl.int64)
     weight_offset = (tl.zeros([1, 1], tl.float64) + weight_offset).to(C)
     mean_g, mean_gx = means_of(
-        dy, z, weight, statistics(stats, row, rows, STATS), row * (dy_stride * ALIGN), row * (z_stride * ALIGN), row,
+        dy, z, weight, statistics(stats, row, rows, STATS), row * dy_stride * ALIGN, row * z_stride * ALIGN, row,
         weight_offset, NORMALISE, D, C, BLOCK,
     )  # fmt: skip
     tl.store(means + 2 * row, mean_g)
@@ -121,9 +121,8 @@ def backward_kernel(
     cell = tl.zeros([ROWS, 1], tl.float64)
     residual_scale, keep_scale = (cell + residual_scale).to(C), (cell + keep_scale).to(C)
     weight_offset = (cell + weight_offset).to(C)
-    dy_stride, ds_stride, z_stride, x_stride = (
-        dy_stride * ALIGN, ds_stride * ALIGN, z_stride * ALIGN, x_stride * ALIGN,
-    )  # fmt: skip
+    unit = tl.full([], ALIGN, tl.int64)  # a step may be more than 2^31 elements
+    dy_stride, ds_stride, z_stride, x_stride = dy_stride * unit, ds_stride * unit, z_stride * unit, x_stride * unit
     count = tl.full([ROWS, 1], D, C)
     totals = ()
     for _ in tl.static_range(TILES * SUMS):

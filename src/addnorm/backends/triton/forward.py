@@ -102,9 +102,10 @@ def forward_kernel(
     TILES: tl.constexpr = (D + BLOCK - 1) // BLOCK
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     inside = row < rows if ROWS > 1 else None
-    # In units that say to the compiler how far the rows are aligned.
+    # In units that say to the compiler how far the rows are aligned; a step may be more than 2^31 elements.
+    unit = tl.full([], ALIGN, tl.int64)
     x_stride, residual_stride, y_stride, z_stride = (
-        x_stride * ALIGN, residual_stride * ALIGN, y_stride * ALIGN, z_stride * ALIGN,
+        x_stride * unit, residual_stride * unit, y_stride * unit, z_stride * unit,
     )  # fmt: skip
     zero = tl.zeros([ROWS, 1], tl.float64)
     residual_scale, keep_scale = (zero + residual_scale).to(C), (zero + keep_scale).to(C)

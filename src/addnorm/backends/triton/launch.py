@@ -73,7 +73,7 @@ SINGLE_BACKWARD = (
 )  # fmt: skip
 DOUBLE_BACKWARD = (
     Backward(64, 8, 64, 4, 5, 4, 1), Backward(128, 4, 128, 4, 5, 4, 1), Backward(256, 2, 256, 4, 5, 4, 1),
-    Backward(1024, 1, 256, 4, 20, 2, 0), Backward(4096, 1, 1024, 8, 12, 1, 0), Backward(ANY, 1, 1024, 8, 8, 1, 0),
+    Backward(1024, 1, 256, 4, 20, 2, 0), Backward(4096, 1, 1024, 8, 11, 1, 0), Backward(ANY, 1, 1024, 8, 8, 1, 0),
 )  # fmt: skip
 BACKWARD: dict[int, tuple[Backward, ...]] = {2: HALF_BACKWARD, 4: SINGLE_BACKWARD, 8: DOUBLE_BACKWARD}
 
