@@ -164,7 +164,7 @@ def backward_source(row: Any, size: int, width: int, norm: str, option: str) -> 
         "row_scale_stride": 1, "NORMALISE": policy.normalise, "BACKWARD": policy.backward,
         "STATS": policy.stats, "D": width, "SCALAR": False, "ALIGN": 8, "C": compute,
         "WEIGHT": True, "BIAS": norm == "layer", "BRANCH_BIAS": everything, "BRANCH_SCALE": everything,
-        "ROWS": row.rows, "BLOCK": row.block, "TILES": tiles, "HELD": row.held,
+        "ROWS": row.rows, "BLOCK": row.block, "TILES": tiles, "HELD": row.holds(option != "plain"),
     }  # fmt: skip
     return source_of(backward_kernel, pointers, numbers, constants)
 

@@ -29,7 +29,7 @@ def statistics(stats, row, rows, STATS: tl.constexpr):
 
 @triton.jit
 def gain(dy, weight, weight_offset, C: tl.constexpr):
-    return dy.to(C) if weight is None else dy.to(C) * (weight.to(C) + weight_offset)
+    return dy * (weight.to(C) + weight_offset)
 
 
 @triton.jit

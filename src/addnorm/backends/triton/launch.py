@@ -39,9 +39,13 @@ class Backward:
 
     def tiles(self, width: int, sums: int, drops: bool) -> int:
         """Tiles of a program, of a row of some width, with so many column sums; a mask takes as much room as a sum, and
-        a quarter is for what is no sum."""
-        most = min(self.room // max(1, sums + drops), 3 * self.room // 4)
+        some is for what is no sum."""
+        most = min(self.room // max(1, sums + drops), 5 * self.room // 8)
         return min(max(1, most), -(-width // self.block))
+
+    def holds(self, drops: bool) -> int:
+        """`held`, but nothing where the registers of sixteen warps are wanted for a mask."""
+        return 0 if drops and self.warps == 16 else self.held
 
 
 HALF_FORWARD = (
@@ -69,10 +73,10 @@ HALF_BACKWARD = (
 SINGLE_BACKWARD = (
     Backward(64, 16, 64, 4, 5, 6, 1), Backward(128, 8, 128, 4, 5, 6, 1), Backward(256, 4, 256, 4, 5, 5, 1),
     Backward(1024, 1, 256, 2, 20, 8, 1), Backward(2048, 1, 512, 4, 20, 4, 1), Backward(4096, 1, 1024, 8, 20, 2, 1),
-    Backward(6144, 1, 2048, 16, 9, 1, 1), Backward(8192, 1, 2048, 16, 12, 1, 1), Backward(ANY, 1, 2048, 16, 12, 1, 0),
+    Backward(6144, 1, 2048, 16, 9, 1, 1), Backward(ANY, 1, 2048, 16, 12, 1, 0),
 )  # fmt: skip
 DOUBLE_BACKWARD = (
-    Backward(64, 8, 64, 4, 5, 4, 1), Backward(128, 4, 128, 4, 5, 4, 1), Backward(256, 2, 256, 4, 5, 4, 1),
+    Backward(64, 4, 64, 4, 5, 4, 1), Backward(128, 4, 128, 4, 5, 4, 1), Backward(256, 2, 256, 4, 5, 4, 1),
     Backward(1024, 1, 256, 4, 20, 2, 0), Backward(4096, 1, 1024, 8, 11, 1, 0), Backward(ANY, 1, 1024, 8, 8, 1, 0),
 )  # fmt: skip
 BACKWARD: dict[int, tuple[Backward, ...]] = {2: HALF_BACKWARD, 4: SINGLE_BACKWARD, 8: DOUBLE_BACKWARD}

@@ -89,7 +89,8 @@ def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor
     # Without dy nothing arrives at the norm's own parameters.
     summed = [name for name in COLUMN_GRADIENTS if needed[name] and (dy is not None or name.startswith("branch"))]
     launch = launch or backward_for(d, size, len(summed))
-    tiles = launch.tiles(d, len(summed), call.seed is not None)
+    drops = call.seed is not None
+    tiles = launch.tiles(d, len(summed), drops)
     splits = -(-d // (tiles * launch.block))
     programs = max(1, min(-(-rows // launch.rows), processors(z.device) * launch.programs // splits))
     partials = z.new_empty((len(summed), programs, d), dtype=compute) if summed else None
@@ -112,8 +113,8 @@ def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor
             call.residual_scale, keep_scale(call), call.weight_offset,
             policy.normalise, policy.backward, policy.stats,
             d, branch_scale is not None and branch_scale.dim() == 0, align, TYPES[compute],
-            *(name in summed for name in COLUMN_GRADIENTS), launch.rows, launch.block, tiles, launch.held,
-            num_warps=launch.warps,
+            *(name in summed for name in COLUMN_GRADIENTS), launch.rows, launch.block, tiles,
+            launch.holds(drops), num_warps=launch.warps,
         )  # fmt: skip
         if partials is not None:
             add_columns(partials, summed, grads)
