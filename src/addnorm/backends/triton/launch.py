@@ -39,9 +39,8 @@ class Backward:
 
     def tiles(self, width: int, sums: int, drops: bool) -> int:
         """Tiles of a program, of a row of some width, with so many column sums; a mask takes as much room as a sum, and
-        some is for what is no sum."""
-        most = min(self.room // max(1, sums + drops), 5 * self.room // 8)
-        return min(max(1, most), -(-width // self.block))
+        one sum alone as much as two, for the rest that is in the registers."""
+        return min(max(1, self.room // max(2, sums + drops)), -(-width // self.block))
 
     def holds(self, drops: bool) -> int:
         """`held`, but nothing where the registers of sixteen warps are wanted for a mask."""
