@@ -4,6 +4,7 @@ import json
 import types
 
 import pytest
+import torch
 
 from addnorm import doctor
 from addnorm.backends import native
@@ -46,3 +47,28 @@ def test_missing_extras_are_named_with_their_remedy(monkeypatch: pytest.MonkeyPa
 def test_it_is_json_ready() -> None:
     data = doctor.diagnose("9.9.0").to_dict()
     assert json.loads(json.dumps(data))["extension"]["loaded"] is False
+
+
+def test_the_state_of_the_gpu_kernels_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No CUDA, a broken Triton, an old card: the library works, and the doctor says what is wrong."""
+    from addnorm import doctor, machine
+    from addnorm.backends.triton import backend
+
+    def seen() -> str:
+        return next(line for line in str(doctor.diagnose()).splitlines() if line.startswith("GPU kernels"))
+
+    monkeypatch.setattr(doctor, "CALLS", ())
+    if not torch.cuda.is_available():
+        assert "none run: torch" in seen()
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(machine, "gpu", lambda: "a card")
+    for broken in ("triton is not installed: pip install triton", "triton does not load: AttributeError: knobs"):
+        monkeypatch.setattr(backend, "load", lambda broken=broken: (None, broken))
+        assert f"none run: {broken}" in seen()
+    monkeypatch.setattr(backend, "load", lambda: (types.SimpleNamespace(INTERPRETED=False), ""))
+    for capability, word in (((7, 5), "none run: cuda:0 has compute capability (7, 5)"), ((9, 0), "run on a card")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, found=capability: found)
+        assert word in seen()

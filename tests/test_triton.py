@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from addnorm import add_norm, explain_dispatch
-from addnorm.backends.triton import backend
+from addnorm.backends.triton import backend, launch
 
 ROOT = Path(__file__).parents[1]
+TABLES = (launch.FORWARD, launch.BACKWARD)
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
@@ -64,21 +65,98 @@ def test_a_missing_or_broken_triton_is_a_reason(error: Exception, reason: str, m
         add_norm(torch.ones(2, 3), backend="triton")
 
 
+TRACE = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+import addnorm
+
+graphs = []
+def keep(module, example):
+    graphs.append([str(node.target) for node in module.graph.nodes if node.op == "call_function"])
+    return module.forward
+
+torch.version.cuda, torch.cuda.get_device_capability = "13.0", CAPABILITY
+with FakeTensorMode(allow_non_fake_inputs=True):
+    shapes = ((4, 64), (4, 64), (64,))
+    x, residual, weight = (torch.empty(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes)
+    dispatch = addnorm.explain_dispatch(x, residual)
+    print(dispatch)
+    for backend in (None, dispatch.chosen):
+        def block(x, residual, weight):
+            return addnorm.add_norm_stream(x, residual, weight, dropout_p=0.1, backend=backend)
+        torch._dynamo.reset()
+        y, z = torch.compile(block, fullgraph=True, backend=keep)(x, residual, weight)
+        assert (y.device.type, y.shape, y.dtype, z.dtype) == ("cuda", x.shape, x.dtype, x.dtype)
+        torch.set_autocast_enabled("cuda", True)  # torch.autocast leaves it off where there is no GPU
+        assert block(x, residual, weight)[0].dtype == torch.float32
+        torch.set_autocast_enabled("cuda", False)
+assert len(graphs) == 2, graphs
+for graph in graphs:
+    assert sum("addnorm.forward" in target for target in graph) == 1, graph
+"""
+
+
+def traced(capability: tuple[int, int]) -> str:
+    """A call on CUDA tensors that are not there, explained and traced into one graph."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    code = TRACE.replace("CAPABILITY", f"lambda device=None: {capability}")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_call_on_a_gpu_is_traced_into_one_graph() -> None:
+    assert "triton takes this call" in traced((9, 0))
+
+
+def test_an_old_gpu_is_refused_with_a_reason() -> None:
+    out = traced((7, 5))
+    assert "eager takes this call" in out
+    assert "triton: no, cuda:0 has compute capability (7, 5), the kernels want (8, 0)" in out
+
+
 COMPILE = """
-from addnorm.backends.triton.aot import OPTIONS, compile_row, table
+from addnorm.backends.triton.aot import VARIANTS, compile_row, fullest, table, variants
 rows = list(table())
 assert len(rows) >= 40
-for i, (row, size) in enumerate(rows):
-    c = compile_row(row, size, ("layer", "rms")[i % 4 == 3], OPTIONS[i % 3 == 2], 90)
+chosen = [(*entry, *VARIANTS[i % len(VARIANTS)]) for i, entry in enumerate(rows)]
+chosen = [(*entry, norm, fullest(entry[0]) if option == "full" else option) for *entry, norm, option in chosen]
+chosen += [variant for variant in variants() if (*variant[:3],) not in rows]  # the widest that one program holds
+for variant in chosen:
+    c = compile_row(*variant, 90)
     assert c.spills == 0, f"spills: {c}"
-    assert c.wide, f"no 16-byte accesses: {c}"
+    assert c.wide, f"other than 16-byte accesses: {c}"
+    assert c.option != "plain" or c.asked <= c.resident, f"more programs than fit: {c}"
 """
 
 
 def test_every_row_of_the_launch_table_compiles_without_spills() -> None:
-    """For sm_90, norms and options in turn; `make aot` compiles them all, for sm_80 and sm_100 too."""
+    """For sm_90, norms and options in turn; `make aot` compiles them all, for sm_80 and sm_100 too. No registers are
+    spilled, every access to an activation has 16 bytes, and a persistent grid asks for no more programs than fit."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", COMPILE], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_rows_of_the_launch_table_are_in_order_and_keep_rows_independent() -> None:
+    """Where a row is read twice, it is alone in its program: no other row may decide how often it is read."""
+    for tables in TABLES:
+        assert set(tables) == {2, 4, 8}
+        for rows in tables.values():
+            widths = [row.width for row in rows]
+            assert widths == sorted(set(widths))
+            assert widths[-1] == launch.ANY
+            for row in rows:
+                kept = row.keep if isinstance(row, launch.Forward) else row.held > 0
+                assert kept or row.rows == 1
+
+
+@pytest.mark.parametrize("width", [5120, 7168, 12288])
+def test_no_lane_idles_in_the_forward_at_widths_between_powers_of_two(width: int) -> None:
+    for size in (2, 4):
+        assert width % launch.forward_for(width, size).block == 0

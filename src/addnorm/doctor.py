@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from . import machine
-from .backends import native
+from .backends import native, triton
 from .functional import explain_dispatch
 from .machine import Machine
 
@@ -60,6 +60,8 @@ class Diagnosis:
     extension: Extension
     extras: dict[str, tuple[str, ...]]  # what each optional extra lacks
     examples: tuple[Example, ...]
+    gpu: str = "none"
+    gpu_kernels: str = ""  # why there are none; empty where they run
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -80,7 +82,16 @@ def diagnose(version: str = torch.__version__) -> Diagnosis:
         examples=tuple(
             example(dtype, device) for dtype, device in CALLS if device != "cuda" or torch.cuda.is_available()
         ),
+        gpu=machine.gpu(),
+        gpu_kernels=look_at_gpu(),
     )
+
+
+def look_at_gpu() -> str:
+    """Why the GPU kernels do not run here, or nothing."""
+    if not torch.cuda.is_available():
+        return "torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
+    return triton.obstacle("cuda", torch.cuda.current_device())
 
 
 def look_at_extension(version: str) -> Extension:
@@ -117,6 +128,7 @@ def machine_lines(seen: Diagnosis) -> list[str]:
         f"threads       {m.threads} of torch, {m.cores} cores",
         f"huge pages    {m.huge_pages}{huge_page_hint(m.huge_pages)}",
         f"CUDA          {'available' if seen.cuda else 'not available'}; triton: {seen.triton}",
+        f"GPU kernels   {f'none run: {seen.gpu_kernels}' if seen.gpu_kernels else f'run on {seen.gpu}'}",
         *(f"extra {extra:8}{extra_state(extra, lacks)}" for extra, lacks in seen.extras.items()),
     ]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,7 @@ from .backends.native import EXTENSION
 
 CPUINFO = Path("/proc/cpuinfo")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+PEERS = ("liger-kernel", "fla-core", "quack-kernels")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -35,6 +37,10 @@ class Machine:
     isa: str  # of the C++ extension; "none" without it
     onnxruntime: str  # "none" where it is not installed
     date: str  # UTC
+    gpu: str = "none"  # the current CUDA device
+    cuda: str = "none"  # that torch is built for
+    triton: str = "none"
+    peers: dict[str, str] = field(default_factory=dict)  # versions of what the GPU benchmark also runs
 
 
 def describe() -> Machine:
@@ -52,6 +58,10 @@ def describe() -> Machine:
         isa=isa(),
         onnxruntime=version("onnxruntime"),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        gpu=gpu(),
+        cuda=torch.version.cuda or "none",
+        triton=version("triton"),
+        peers={package: found for package in PEERS if (found := version(package)) != "none"},
     )
 
 
@@ -60,7 +70,20 @@ def version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
+        return own_version() if package == "addnorm" else "none"
+
+
+def own_version() -> str:
+    """This package's, which may run from its source tree."""
+    return sys.modules["addnorm"].__version__
+
+
+def gpu() -> str:
+    """The current CUDA device: name, multiprocessors, memory."""
+    if not torch.cuda.is_available():
         return "none"
+    seen = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return f"{seen.name}, {seen.multi_processor_count} multiprocessors, {seen.total_memory / 2**30:.0f} GiB"
 
 
 def isa() -> str:

@@ -26,6 +26,7 @@ WIDE = (
     *[Case(shape=(3, d), norm=norm, x=dtype, residual=dtype, mean=3.0, options=options(dropout_p=0.2))
       for d, dtype in ((20000, BF16), (16391, F32), (9001, F64)) for norm in NORMS],
     Case(shape=(9, 5120), x=F16, residual=F16), Case(shape=(70, 768), x=BF16),
+    *[Case(shape=(6, 12000), x=BF16, residual=BF16, norm=norm) for norm in NORMS], Case(shape=(5, 7000), x=F16),
     Case(shape=(3, 9000), x=BF16, residual=BF16, branch_bias=True, branch_scale="vector", row_scale=(3,)),
     Case(shape=(3, 9000), branch_scale="0-d", branch_bias=True),
 )  # fmt: skip
@@ -79,6 +80,22 @@ def long_column_sums_are_float32() -> None:
         agree(name, got[name], want.results[name], want.allowed[name])
 
 
+def rows_may_be_far_apart() -> None:
+    """A step of more than 2^31 elements from row to row; of the memory between only the address space is taken."""
+    step, d = 2**31 + 64, 24
+    want, dy = (normal((2, d), 1.0).to(F16) for _ in range(2))
+    x, grad = (torch.empty(step + d, dtype=F16).as_strided((2, d), (step, 1)) for _ in range(2))
+    x.copy_(want)
+    grad.copy_(dy)
+    results = []
+    for leaf, arriving in ((want, dy), (x, grad)):
+        leaf = leaf.detach().requires_grad_()
+        y = add_norm(leaf, None, torch.ones(d, dtype=F16), backend="triton")
+        results.append((y.detach(), *torch.autograd.grad(y, leaf, arriving)))
+    for near, far in zip(*results, strict=True):
+        assert torch.equal(near, far)
+
+
 def mutants_are_rejected() -> None:
     """Each check above is seen to fail."""
     wrong = (
@@ -106,7 +123,7 @@ def main() -> None:
     torch.manual_seed(0)
     for judge in (
         results_agree, exact_at_any_mean, mask_is_the_published_one, rows_are_independent,
-        long_column_sums_are_float32, constant_rows, mutants_are_rejected,
+        long_column_sums_are_float32, constant_rows, rows_may_be_far_apart, mutants_are_rejected,
     ):  # fmt: skip
         judge()
     for name in WHOLE:

@@ -94,7 +94,7 @@ def result_names(case: Case, inputs: Inputs) -> list[str]:
 def compared_rows(case: Case) -> Tensor:
     """All rows of a small case, else rows from the first to the last."""
     count = min(case.rows, max(2, COMPARED // case.d))
-    return torch.linspace(0, case.rows - 1, count, dtype=torch.float64).round().long()
+    return torch.linspace(0, case.rows - 1, count, dtype=torch.float64).round().long().to(case.device)
 
 
 @contextmanager

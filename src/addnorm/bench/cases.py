@@ -35,6 +35,7 @@ class Case:
     norm: str = "layer"
     stream: bool = False
     out: bool = False
+    device: str = "cpu"
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -8,6 +8,7 @@ No Add & Norm kernel, however it is written, can be quicker than the best of the
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -40,13 +41,26 @@ def buffers(case: Case) -> list[tuple[list[Tensor], list[Tensor]]]:
     words = -(-case.rows * case.d * case.torch_dtype.itemsize // 4)
 
     def fresh(count: int) -> list[Tensor]:
-        return [torch.ones(words) for _ in range(count)]
+        return [torch.ones(words, device=case.device) for _ in range(count)]
 
     phases: list[tuple[list[Tensor], list[Tensor]]] = []
     for reads, writes in case.phases:
         kept = phases[-1][1][-1:] if phases else []  # z
         phases.append((kept + fresh(reads - len(kept)), fresh(writes)))
     return phases
+
+
+def device_copy(case: Case) -> Callable[[], object]:
+    """A copy on the device that moves as many bytes as the case, half of them read."""
+    words = -(-case.nbytes // 8)
+    source = torch.ones(words, device=case.device)
+    return partial(torch.empty_like(source).copy_, source)
+
+
+def same_shape_copy(case: Case) -> Callable[[], object]:
+    """A copy of one activation: what a small case can not be quicker than by much."""
+    source = torch.ones(case.rows, case.d, dtype=case.torch_dtype, device=case.device)
+    return partial(torch.empty_like(source).copy_, source)
 
 
 def moves() -> dict[str, Move]:

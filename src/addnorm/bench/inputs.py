@@ -38,10 +38,10 @@ def make(case: Case, seed: int = 0) -> Inputs:
 
     RMSNorm has no beta, as everywhere.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(case.device).manual_seed(seed)
 
     def normal(*shape: int, scale: float = 1.0, mean: float = 0.0, leaf: bool = False) -> Tensor:
-        values = torch.randn(shape, generator=generator).mul_(scale).add_(mean).to(case.torch_dtype)
+        values = torch.randn(shape, generator=generator, device=case.device).mul_(scale).add_(mean).to(case.torch_dtype)
         return values.requires_grad_(leaf and case.trains)
 
     rows, d = case.rows, case.d
@@ -52,5 +52,5 @@ def make(case: Case, seed: int = 0) -> Inputs:
         bias=normal(d, scale=0.1, leaf=True) if case.norm == "layer" else None,
         dy=normal(rows, d) if case.trains else None,
         ds=normal(rows, d) if case.trains and case.stream else None,
-        out=torch.empty(rows, d, dtype=case.torch_dtype) if case.out else None,
+        out=torch.empty(rows, d, dtype=case.torch_dtype, device=case.device) if case.out else None,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..machine import Machine
@@ -10,6 +10,7 @@ from .cases import Case
 
 OURS = "addnorm"
 FLOOR = "floor"
+COPY = "copy"  # of one activation, on a GPU
 FORMAT = 1
 
 
@@ -18,7 +19,8 @@ class Measurement:
     """Median seconds per call of each contender in one case, all taken in one interleaved run.
 
     ``reasons`` says, by contender, why there is no time, or why its time may not be compared: its outputs disagree.
-    ``backend`` is the one that took addnorm's call; ``floor`` which way of streaming was the quickest.
+    ``backend`` is the one that took addnorm's call; ``floor`` which way of streaming was the quickest. On a GPU the
+    seconds are the device's, ``host`` has those that the CPU takes to issue a call, and ``clocks`` how each was timed.
     """
 
     case: Case
@@ -26,6 +28,8 @@ class Measurement:
     seconds: dict[str, float]
     reasons: dict[str, str]
     floor: str = ""
+    host: dict[str, float] = field(default_factory=dict)
+    clocks: dict[str, str] = field(default_factory=dict)
 
     def ratio(self, name: str) -> float | None:
         """How many times quicker addnorm is than a contender; None, and a reason, where outputs disagree."""
@@ -46,18 +50,26 @@ class Measurement:
         seconds = self.seconds.get(name)
         return None if seconds is None or name in self.reasons else self.case.nbytes / seconds / 1e9
 
+    def percent_of_copy(self, name: str = OURS) -> float | None:
+        """Useful bandwidth over that of streaming the same bytes, which on a GPU is a copy."""
+        over = self.quotient(FLOOR, name)
+        return None if over is None else 100 * over
+
     def to_dict(self) -> dict[str, Any]:
         result = asdict(self)
-        names = [name for name in self.seconds if name not in (OURS, FLOOR)]
+        names = [name for name in self.seconds if name not in (OURS, FLOOR, COPY)]
         result["bytes"] = self.case.nbytes
         result["gigabytes_per_second"] = {name: self.bandwidth(name) for name in self.seconds}
         result["ratios"] = {name: self.ratio(name) for name in names}
         result["to_floor"] = self.to_floor
+        if self.case.device == "cuda":
+            result["percent_of_copy"] = {name: self.percent_of_copy(name) for name in (OURS, *names)}
         return result
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Measurement:
         stored = {name: data[name] for name in ("backend", "seconds", "reasons", "floor")}
+        stored |= {name: data.get(name, {}) for name in ("host", "clocks")}
         return cls(case=Case(**data["case"]), **stored)
 
 
@@ -68,6 +80,12 @@ class Results:
     machine: Machine
     measurements: tuple[Measurement, ...]
     seconds: float  # that the whole benchmark took
+    checks: tuple[str, ...] = ()  # what was found right on the device before the clock started
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether device and host were timed apart."""
+        return any(measurement.host for measurement in self.measurements)
 
     @property
     def groups(self) -> dict[str, list[Measurement]]:
@@ -84,6 +102,7 @@ class Results:
             "machine": asdict(self.machine),
             "measurements": [measurement.to_dict() for measurement in self.measurements],
             "seconds": self.seconds,
+            "checks": list(self.checks),
         }
 
     @classmethod
@@ -91,4 +110,4 @@ class Results:
         if data.get("format") != FORMAT:
             raise ValueError(f"not a benchmark result of format {FORMAT}: format is {data.get('format')!r}")
         measurements = tuple(Measurement.from_dict(entry) for entry in data["measurements"])
-        return cls(Machine(**data["machine"]), measurements, data["seconds"])
+        return cls(Machine(**data["machine"]), measurements, data["seconds"], tuple(data.get("checks", ())))

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from .. import machine
-from ..clock import interleaved
 from ..functional import explain_dispatch
 from . import inputs
 from .agree import failure, objections
 from .cases import Case
-from .contenders import CONTENDERS, Contender, Entry, RefusalError
-from .floor import candidates
+from .contenders import Contender, Entry, RefusalError
+from .devices import DEVICES, ROUNDS, Device, Progress
 from .inputs import Inputs
 from .masks import seeded
 from .results import FLOOR, Measurement, Results
-
-Progress = Callable[[str, int, int], None]  # of what is under way, steps done, steps in all
-
-ROUNDS = 25
-BUDGET = 1.2  # seconds of samples per case; large cases get fewer rounds
 
 
 def run(
@@ -30,27 +24,37 @@ def run(
     progress: Progress | None = None,
     *,
     rounds: int = ROUNDS,
-    contenders: Mapping[str, Contender] = CONTENDERS,
+    device: Device = DEVICES["cpu"],
+    contenders: Mapping[str, Contender] | None = None,
 ) -> Results:
-    """Measures every case. A contender that refuses a case, fails in it or disagrees is left out with its reason."""
+    """Measures every case. A contender that refuses a case, fails in it or disagrees is left out with its reason.
+
+    Raises:
+        AssertionError: where the device computes something wrong; nothing is timed then.
+    """
     start = time.perf_counter()
     measurements = []
-    with torch.random.fork_rng(devices=[]):
+    contenders = device.contenders if contenders is None else contenders
+    checks = device.check(progress)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.name == "cuda" else []):
         for done, case in enumerate(cases):
             if progress is not None:
                 progress(str(case), done, len(cases))
-            measurements.append(measure(case, contenders, rounds))
-    return Results(machine.describe(), tuple(measurements), time.perf_counter() - start)
+            measurements.append(measure(case, contenders, rounds, device))
+    return Results(machine.describe(), tuple(measurements), time.perf_counter() - start, checks)
 
 
-def measure(case: Case, contenders: Mapping[str, Contender], rounds: int = ROUNDS) -> Measurement:
-    with torch.set_grad_enabled(case.trains):
+def measure(
+    case: Case, contenders: Mapping[str, Contender], rounds: int = ROUNDS, device: Device = DEVICES["cpu"]
+) -> Measurement:
+    with torch.set_grad_enabled(case.trains), device.scope():
         tensors = inputs.make(case)
         entries, reasons = prepared(case, tensors, contenders)
         broken, wrong = objections(case, tensors, entries)
         reasons |= broken | wrong
-        timed = {name: entry.call for name, entry in entries.items() if name not in broken} | candidates(case)
-        seconds = interleaved(timed, rounds=rounds, budget=BUDGET, warmup=0)  # all but the floor have run
+        timed = {name: entry.call for name, entry in entries.items() if name not in broken} | dict(device.floors(case))
+        times = device.times(timed, rounds)
+        seconds = dict(times.seconds)
         floors = {name: seconds.pop(name) for name in list(seconds) if name.startswith(FLOOR)}
         quickest = min(floors, key=lambda name: floors[name])
         return Measurement(
@@ -59,6 +63,8 @@ def measure(case: Case, contenders: Mapping[str, Contender], rounds: int = ROUND
             seconds=seconds | {FLOOR: floors[quickest]},
             reasons=reasons,
             floor=quickest.removeprefix(f"{FLOOR}:"),
+            host={name: taken for name, taken in times.host.items() if name in entries},
+            clocks={name: clock for name, clock in times.clocks.items() if name in entries},
         )
 
 

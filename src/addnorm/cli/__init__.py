@@ -11,8 +11,8 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 
+from ..machine import version
 from .errors import CommandError, UsageError
 from .table import COMMANDS
 
@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="The transformer's Add & Norm sublayer, as quick as the memory allows.",
         epilog=EPILOG,
     )
-    parser.add_argument("--version", action="version", version=f"addnorm {metadata.version('addnorm')}")
+    parser.add_argument("--version", action="version", version=f"addnorm {version('addnorm')}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, command in COMMANDS.items():

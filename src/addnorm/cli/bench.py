@@ -10,18 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import UsageError
+from .errors import CommandError, UsageError
 from .output import add_output, check_output, deliver, json_text, progress, write
 
 if TYPE_CHECKING:
     from ..bench import Case, Results
     from ..report.document import Document
 
-TEXT = "Add & Norm against torch eager, torch.compile, ONNX Runtime and the speed of memory"
+TEXT = "Add & Norm against torch eager, torch.compile, other libraries and the speed of memory"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="a look in under a minute instead of about ten")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu",
+        help="cuda: first whether the kernels are right on the card, then the clock; Liger, fla, quack if installed",
+    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="a look, in a tenth of the time")
     parser.add_argument("--only", metavar="WORDS", default="", help="only cases with all these words: '4096x768 fp32'")
     parser.add_argument(
         "--threads", metavar="N", type=positive, help="of torch and its peers; torch's choice by default"
@@ -39,20 +43,20 @@ def positive(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_output(args)
+    check_output(args, plain=args.device == "cuda")  # which runs with torch alone
     results = load(args.load) if args.load else measure(args)
     if args.out:
         write(args.out, json_text(results.to_dict()))
     if args.markdown:
-        from ..report import markdown
+        from ..report import bench, cuda
 
-        print(markdown(results))
+        print((cuda if results.on_gpu else bench).markdown(results))
         return
 
     def document() -> Document:
-        from ..report.bench import document
+        from ..report import bench, cuda
 
-        return document(results)
+        return (cuda if results.on_gpu else bench).document(results)
 
     deliver(args, results.to_dict(), document)
 
@@ -61,15 +65,23 @@ def measure(args: argparse.Namespace) -> Results:
     """Runs the benchmark as asked."""
     import torch
 
-    from ..bench import full, quick
+    from .. import bench
     from ..bench.run import run
 
-    cases = chosen(quick() if args.quick else full(), args.only)
+    lists = {"cpu": (bench.full, bench.quick), "cuda": (bench.cuda_full, bench.cuda_quick)}
+    device = bench.DEVICES[args.device]
+    missing = device.missing()
+    if missing:
+        raise CommandError(f"--device {args.device}: {missing}")
+    cases = chosen(lists[args.device][args.quick](), args.only)
     if args.threads:
         torch.set_num_threads(args.threads)
     warn_if_busy()
     with progress(args) as report_progress:
-        return run(cases, report_progress)
+        try:
+            return run(cases, report_progress, device=device)
+        except AssertionError as error:
+            raise CommandError(f"nothing was timed, as a result is wrong: {error}") from error
 
 
 def chosen(cases: Sequence[Case], words: str) -> list[Case]:

@@ -29,9 +29,9 @@ def add_output(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
-def check_output(args: argparse.Namespace) -> None:
-    """Refuses, before any work, what could not be shown or written after it."""
-    needed = [] if args.json or getattr(args, "markdown", False) else ["rich"]
+def check_output(args: argparse.Namespace, *, plain: bool = False) -> None:
+    """Refuses, before any work, what could not be shown or written after it; `plain` text needs no package."""
+    needed = [] if plain or args.json or getattr(args, "markdown", False) else ["rich"]
     needed += ["jinja2", "plotly"] if args.html else []
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
@@ -58,6 +58,10 @@ def deliver(args: argparse.Namespace, data: dict[str, Any], document: Callable[[
     """To stdout first, so that a disk which fills up later loses nothing; then the page."""
     if args.json:
         print(json_text(data))
+    elif importlib.util.find_spec("rich") is None:
+        from ..report import plain
+
+        print(plain.text(document()))
     else:
         from ..report import terminal
 

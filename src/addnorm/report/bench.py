@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from statistics import geometric_mean
 
 from ..bench.contenders import CONTENDERS
+from ..bench.cuda_contenders import CUDA_CONTENDERS
 from ..bench.results import FLOOR, OURS, Measurement, Results
 from .document import Document, Figure, Section, Table, digits, duration, number, ratio
 
-PEERS = tuple(name for name in CONTENDERS if name != OURS)
-LABELS = {name: contender.label for name, contender in CONTENDERS.items()} | {FLOOR: "streaming floor"}
+ALL = CONTENDERS | {name: each for name, each in CUDA_CONTENDERS.items() if name not in CONTENDERS}
+PEERS = tuple(name for name in ALL if name != OURS)
+LABELS = {name: contender.label for name, contender in ALL.items()} | {FLOOR: "streaming floor"}
 HOW_TO_READ = (
     "Times are medians of interleaved runs in one process. A ratio above 1 says how many times quicker addnorm is; "
     "the last column is addnorm's time over that of streaming the same bytes into existing tensors, where 1 is the "

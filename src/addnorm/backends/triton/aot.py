@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,13 +21,19 @@ from triton.compiler import ASTSource
 
 from .backward import backward_kernel
 from .forward import forward_kernel
-from .launch import BACKWARD, FORWARD, Backward, Forward
+from .launch import BACKWARD, FORWARD, MANY, Backward, Forward
 from .norms import POLICIES
 
 WIDEST = 131072
 NAMES = {2: "bf16", 4: "fp32", 8: "fp64"}
-OPTIONS = ("plain", "dropout")
+# By name, what is asked for beside the plain call. A backward with everything has more column sums than two, so that it
+# is never wider than MANY columns; the fullest that goes beyond is one with dropout.
+OPTIONS = ("plain", "dropout", "everything")
+VARIANTS = (("layer", "plain"), ("layer", "full"), ("rms", "full"))
 ARGUMENTS_16 = [["tt.divisibility", 16]]
+ARCHS = (80, 90, 100)
+REGISTERS, WARPS, PROGRAMS = 65536, 64, 32  # of a multiprocessor, from sm_80 on
+SHARED = {80: 164, 90: 228, 100: 228}  # KiB of a multiprocessor, of which a program costs one
 
 
 @dataclass(frozen=True)
@@ -38,38 +45,70 @@ class Compiled:
     width: int
     norm: str
     option: str
+    arch: int
     warps: int
     registers: int
-    shared: int
+    shared: int  # bytes
     spills: int  # bytes
     accesses: tuple[str, ...]
-    narrow: int  # accesses to activations of fewer than 16 bytes
+    asked: int  # programs a multiprocessor that the launch wants, 0: as many as there are
 
     @property
     def wide(self) -> bool:
-        """Whether 16-byte accesses are what moves the activations."""
-        return any("v4.b32" in a or "v2.b64" in a or a.startswith("cp.async.cg") for a in self.accesses)
+        """Whether 16-byte accesses, and none of 8, move the activations; single numbers aside."""
+        return any("v4.b32" in a or "v2.b64" in a for a in self.accesses) and not any(
+            "v2.b32" in a for a in self.accesses
+        )
+
+    @property
+    def resident(self) -> int:
+        """Programs that a multiprocessor holds at once; registers are given out in eights a thread."""
+        by_registers = REGISTERS // (32 * self.warps * -(-self.registers // 8) * 8)
+        by_shared = SHARED[self.arch] * 1024 // (self.shared + 1024)
+        return min(by_registers, by_shared, WARPS // self.warps, PROGRAMS)
 
 
-def table() -> Iterator[tuple[Forward | Backward, int]]:
-    """Every row of the launch tables with the bytes of its elements."""
+def table() -> Iterator[tuple[Forward | Backward, int, int]]:
+    """Every row of the launch tables, with the bytes of its elements and the widest width that it takes."""
     for tables in (FORWARD, BACKWARD):
         for size, rows in tables.items():
-            yield from ((row, size) for row in rows)
+            yield from ((row, size, min(row.width, WIDEST)) for row in rows)
 
 
-def compile_row(row: Forward | Backward, size: int, norm: str, option: str, arch: int) -> Compiled:
-    """One row, at the widest width that it takes."""
-    width = min(row.width, WIDEST)
+def variants() -> Iterator[tuple[Forward | Backward, int, int, str, str]]:
+    """Every row with each of VARIANTS; the last of the backward also at the widths that one program holds."""
+    for row, size, width in table():
+        for norm, option in VARIANTS:
+            option = fullest(row) if option == "full" else option
+            yield row, size, width, norm, option
+        if isinstance(row, Backward) and row.width > WIDEST:
+            for norm, option in (("layer", "plain"), ("layer", "dropout"), ("rms", "plain"), ("rms", "dropout")):
+                yield row, size, whole(row, norm, option) * row.block, norm, option
+
+
+def fullest(row: Forward | Backward) -> str:
+    return "dropout" if isinstance(row, Backward) and row.width > MANY else "everything"
+
+
+def sums(norm: str, option: str) -> int:
+    return 1 + (norm == "layer") + 2 * (option == "everything")
+
+
+def whole(row: Backward, norm: str, option: str) -> int:
+    """The tiles that one program holds at most."""
+    return row.tiles(WIDEST, sums(norm, option), option != "plain")
+
+
+def compile_row(row: Forward | Backward, size: int, width: int, norm: str, option: str, arch: int) -> Compiled:
     build = forward_source if isinstance(row, Forward) else backward_source
     source = build(row, size, width, norm, option)
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": row.warps})
     registers, spills = ptxas(binary.asm["ptx"], arch)
     accesses = re.findall(r"(?:(?:ld|st)\.global[.\w:]*|cp\.async\.c[ag][.\w]*)", binary.asm["ptx"])
-    kind = "forward" if isinstance(row, Forward) else "backward"
+    kind, asked = ("forward", 0) if isinstance(row, Forward) else ("backward", row.programs)
     return Compiled(
-        kind, NAMES[size], width, norm, option, row.warps, registers, binary.metadata.shared, spills,
-        tuple(sorted(set(accesses))), sum("cp.async.ca" in a for a in accesses),
+        kind, NAMES[size], width, norm, option, arch, row.warps, registers, binary.metadata.shared, spills,
+        tuple(sorted(set(accesses))), asked,
     )  # fmt: skip
 
 
@@ -93,8 +132,10 @@ def forward_source(row: Any, size: int, width: int, norm: str, option: str) -> A
     element, wide, compute = types(size)
     policy = POLICIES[norm]
     pointers = dict.fromkeys(("x", "residual", "y", "z", "weight", "bias"), element) | {"stats": wide}
-    if option == "dropout":
+    if option != "plain":
         pointers |= {"branch_bias": element, "seed": "*i64"}
+    if option == "everything":
+        pointers |= dict.fromkeys(("branch_scale", "row_scale"), element)
     numbers = dict.fromkeys(("rows", "x_stride", "residual_stride", "y_stride", "z_stride", "threshold"), "i32")
     numbers |= dict.fromkeys(("eps", "residual_scale", "keep_scale", "weight_offset"), "fp64")
     constants = {
@@ -108,19 +149,22 @@ def forward_source(row: Any, size: int, width: int, norm: str, option: str) -> A
 def backward_source(row: Any, size: int, width: int, norm: str, option: str) -> ASTSource:
     element, wide, compute = types(size)
     policy = POLICIES[norm]
-    tiles = min(row.tiles, -(-width // row.block))
+    everything = option == "everything"
+    tiles = row.tiles(width, sums(norm, option), option != "plain")
     pointers = dict.fromkeys(("dy", "ds", "z", "weight", "dresidual"), element) | {"stats": wide, "partials": wide}
     if width > tiles * row.block:
         pointers["means"] = wide
-    if option == "dropout":
+    if option != "plain":
         pointers |= {"dx": element, "seed": "*i64"}
-    numbers = dict.fromkeys(("rows", "dy_stride", "ds_stride", "z_stride", "threshold"), "i32")
+    if option == "everything":
+        pointers |= dict.fromkeys(("x", "branch_bias", "branch_scale", "row_scale", "drow_scale"), element)
+    numbers = dict.fromkeys(("rows", "dy_stride", "ds_stride", "z_stride", "x_stride", "threshold"), "i32")
     numbers |= dict.fromkeys(("residual_scale", "keep_scale", "weight_offset"), "fp64")
     constants = {
-        "x_stride": 0, "row_scale_stride": 1, "NORMALISE": policy.normalise, "BACKWARD": policy.backward,
+        "row_scale_stride": 1, "NORMALISE": policy.normalise, "BACKWARD": policy.backward,
         "STATS": policy.stats, "D": width, "SCALAR": False, "ALIGN": 8, "C": compute,
-        "WEIGHT": True, "BIAS": norm == "layer", "BRANCH_BIAS": False, "BRANCH_SCALE": False,
-        "ROWS": row.rows, "BLOCK": row.block, "TILES": tiles,
+        "WEIGHT": True, "BIAS": norm == "layer", "BRANCH_BIAS": everything, "BRANCH_SCALE": everything,
+        "ROWS": row.rows, "BLOCK": row.block, "TILES": tiles, "HELD": row.holds(option != "plain"),
     }  # fmt: skip
     return source_of(backward_kernel, pointers, numbers, constants)
 
@@ -140,24 +184,35 @@ def ptxas(ptx: str, arch: int) -> tuple[int, int]:
     return int(registers[1]), sum(map(int, spills))
 
 
+COLUMNS = ("kernel", "dtype", "width", "norm", "option", "warps", "registers", "shared bytes", "spilled bytes",
+           "programs a multiprocessor")  # fmt: skip
+
+
+def row_of(c: Compiled) -> str:
+    cells = (c.kernel, c.dtype, c.width, c.norm, c.option, c.warps, c.registers, c.shared, c.spills, c.resident)
+    return f"| {' | '.join(map(str, cells))} |"
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Registers, shared memory and spills of every row of the launch table")
-    parser.add_argument("--arch", type=int, action="append", choices=(80, 90, 100), help="default: 80, 90 and 100")
-    archs = parser.parse_args().arch or [80, 90, 100]
-    print("| kernel | dtype | width | norm | option | arch | warps | registers | shared bytes | spilled bytes |")
-    print("|-|-|-:|-|-|-|-:|-:|-:|-:|")
+    parser = argparse.ArgumentParser(
+        prog="python -m addnorm.backends.triton.aot",
+        description="Registers, shared memory and spills of every row of the launch table, as Markdown. Spills fail.",
+    )
+    parser.add_argument("--arch", type=int, action="append", choices=ARCHS, help="default: 80, 90 and 100")
+    archs = parser.parse_args().arch or ARCHS
+    found = list(variants())
+    print(
+        "# The GPU kernels as ptxas sees them\n\nWritten by `make aot`; nothing here was run. What the columns say is"
+    )
+    print(f"in [gpu.md](gpu.md). Triton {triton.__version__}.")
     spilled = 0
     for arch in archs:
-        for row, size in table():
-            for norm in POLICIES:
-                for option in OPTIONS:
-                    c = compile_row(row, size, norm, option, arch)
-                    spilled += c.spills
-                    print(
-                        f"| {c.kernel} | {c.dtype} | {c.width} | {c.norm} | {c.option} | sm_{arch} | {c.warps} "
-                        f"| {c.registers} | {c.shared} | {c.spills} |",
-                        flush=True,
-                    )
+        print(f"\n## sm_{arch}\n\n| {' | '.join(COLUMNS)} |\n|-|-|-:|-|-|{'-:|' * 5}", flush=True)
+        for done, variant in enumerate(found):
+            print(f"[{done}/{len(found)}] sm_{arch}", file=sys.stderr)
+            compiled = compile_row(*variant, arch)
+            spilled += compiled.spills
+            print(row_of(compiled), flush=True)
     return int(spilled > 0)
 
 

@@ -1,4 +1,7 @@
-"""From a call's tensors to what a kernel is given: matrices of rows, strides in aligned units."""
+"""From a call's tensors to what a kernel is given: rows with neighbouring columns, strides in aligned units.
+
+Every call goes through here, however small, so that nothing is made that a contiguous tensor does not need.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,24 @@ ALIGN = 8  # elements
 
 
 def matrix(t: Tensor | None, width: int) -> Tensor | None:
-    """(rows, width) with neighbouring columns; the same memory where its strides allow, else a copy."""
-    if t is None:
-        return None
-    flat = t.detach().reshape(t.shape[:-1].numel(), width)
+    """The tensor itself where it is contiguous, else ``(rows, width)`` with neighbouring columns: the same memory where
+    its strides allow, else a copy."""
+    if t is None or t.is_contiguous():
+        return t
+    flat = t.reshape(t.shape[:-1].numel(), width)
     return flat if width == 1 or flat.stride(1) == 1 else flat.contiguous()
 
 
 def vector(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.detach().contiguous()
+    return None if t is None else t.contiguous()
 
 
-def unit(matrices: list[Tensor | None], width: int) -> int:
-    """How many elements all rows are known to be multiples of, 16-byte accesses in mind."""
-    steps = [width, *(m.stride(0) for m in matrices if m is not None)]
-    return ALIGN if all(step % ALIGN == 0 for step in steps) else 1
-
-
-def strides(matrices: list[Tensor | None], align: int) -> list[int]:
-    return [0 if m is None else m.stride(0) // align for m in matrices]
+def steps(matrices: list[Tensor | None], width: int) -> tuple[list[int], int]:
+    """From row to row of each matrix, in units of elements, and that unit: how many elements all rows are known to be
+    multiples of, 16-byte accesses in mind."""
+    strides = [0 if m is None else width if m.is_contiguous() else m.stride(0) for m in matrices]
+    unit = ALIGN if width % ALIGN == 0 and all(stride % ALIGN == 0 for stride in strides) else 1
+    return [stride // unit for stride in strides], unit
 
 
 def itemsize(matrices: list[Tensor | None], compute: torch.dtype) -> int:

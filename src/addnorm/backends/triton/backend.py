@@ -29,6 +29,30 @@ def load() -> tuple[ModuleType | None, str]:
         return None, f"triton does not load: {type(error).__name__}: {error}"
 
 
+def obstacle(kind: str, index: int | None) -> str:
+    """Why the kernels do not run on a device, or nothing, or `INTERPRETED`, with which they do."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if kind != "cuda" and not (interpreted and kind == "cpu"):
+        return f"x is on {kind}"
+    kernels, reason = load()
+    if kernels is None:
+        return reason
+    if interpreted != kernels.INTERPRETED:
+        return "TRITON_INTERPRET was changed after the kernels were loaded"
+    if interpreted:
+        return INTERPRETED
+    if torch.version.cuda is None:
+        return "its kernels are made for CUDA, this torch is not"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < OLDEST:
+        return f"{kind}:{index or 0} has compute capability {capability}, the kernels want {OLDEST}"
+    return ""
+
+
+# As torch.compiler.assume_constant_result has it, without importing Dynamo: a graph asks once, while it is traced.
+obstacle._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 class Triton(Backend):
     """CUDA tensors of any dtype and stride; CPU tensors, when named, where Triton's interpreter is on."""
 
@@ -36,24 +60,12 @@ class Triton(Backend):
 
     def supports(self, call: Call) -> Support:
         device = call.x.device
-        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        if device.type != "cuda" and not (interpreted and device.type == "cpu"):
+        if device.type not in ("cuda", "cpu"):
             return Support.no(f"x is on {device}")
         if call.norm not in NORMS:
             return Support.no(f"there is no kernel for norm={call.norm!r}, only for {' and '.join(map(repr, NORMS))}")
-        kernels, reason = load()
-        if kernels is None:
-            return Support.no(reason)
-        if interpreted != kernels.INTERPRETED:
-            return Support.no("TRITON_INTERPRET was changed after the kernels were loaded")
-        if interpreted:
-            return Support(True, INTERPRETED)
-        if torch.version.cuda is None:
-            return Support.no("its kernels are made for CUDA, this torch is not")
-        capability = torch.cuda.get_device_capability(device)
-        if capability < OLDEST:
-            return Support.no(f"{device} has compute capability {capability}, the kernels want {OLDEST}")
-        return YES
+        reason = obstacle(device.type, device.index)
+        return YES if not reason else Support(reason == INTERPRETED, reason)
 
     def forward(
         self,

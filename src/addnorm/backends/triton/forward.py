@@ -51,14 +51,14 @@ def tile(
     cols = first + tl.arange(0, BLOCK)[None, :]
     z = load(x, row * x_stride, cols, inside, D, D % BLOCK == 0, C)
     if branch_bias is not None:
-        z += load(branch_bias, 0, cols, None, D, D % BLOCK == 0, C)
+        z += load(branch_bias, row * 0, cols, None, D, D % BLOCK == 0, C)
     if seed is not None:
         z *= keep(tl.load(seed), row, first, threshold, keep_scale, C, ROWS, BLOCK)
     if branch_scale is not None:
         if SCALAR:
             z *= tl.load(branch_scale).to(C)
         else:
-            z *= load(branch_scale, 0, cols, None, D, D % BLOCK == 0, C)
+            z *= load(branch_scale, row * 0, cols, None, D, D % BLOCK == 0, C)
     if row_scale is not None:
         z *= row_scale
     if residual is not None:
@@ -84,9 +84,9 @@ def write(
         store(z, row * z_stride, cols, inside, value, D, D % BLOCK == 0)
     result = NORMALISE(value, stats)
     if weight is not None:
-        result *= load(weight, 0, cols, None, D, D % BLOCK == 0, C) + weight_offset
+        result *= load(weight, row * 0, cols, None, D, D % BLOCK == 0, C) + weight_offset
     if bias is not None:
-        result += load(bias, 0, cols, None, D, D % BLOCK == 0, C)
+        result += load(bias, row * 0, cols, None, D, D % BLOCK == 0, C)
     store(y, row * y_stride, cols, inside, result, D, D % BLOCK == 0)
 
 
@@ -102,9 +102,10 @@ def forward_kernel(
     TILES: tl.constexpr = (D + BLOCK - 1) // BLOCK
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     inside = row < rows if ROWS > 1 else None
-    # In units that say to the compiler how far the rows are aligned.
+    # In units that say to the compiler how far the rows are aligned; a step may be more than 2^31 elements.
+    unit = tl.full([], ALIGN, tl.int64)
     x_stride, residual_stride, y_stride, z_stride = (
-        x_stride * ALIGN, residual_stride * ALIGN, y_stride * ALIGN, z_stride * ALIGN,
+        x_stride * unit, residual_stride * unit, y_stride * unit, z_stride * unit,
     )  # fmt: skip
     zero = tl.zeros([ROWS, 1], tl.float64)
     residual_scale, keep_scale = (zero + residual_scale).to(C), (zero + keep_scale).to(C)
@@ -172,11 +173,12 @@ def forward_kernel(
             )  # fmt: skip
     else:
         for t in range(TILES):
+            first = (TILES - 1 - t) * BLOCK  # backwards: what was read last is what the cache surely has
             value = tile(
                 x, residual, branch_bias, branch_scale, per_row, seed, row, inside, x_stride, residual_stride,
-                t * BLOCK, threshold, residual_scale, keep_scale, D, SCALAR, C, ROWS, BLOCK,
+                first, threshold, residual_scale, keep_scale, D, SCALAR, C, ROWS, BLOCK,
             )  # fmt: skip
             write(
-                y, z, weight, bias, value, results, row, inside, y_stride, z_stride, t * BLOCK, weight_offset,
+                y, z, weight, bias, value, results, row, inside, y_stride, z_stride, first, weight_offset,
                 D, C, BLOCK, NORMALISE,
             )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ANY = 1 << 62
+MANY = 4096
 
 
 @dataclass(frozen=True)
@@ -24,41 +25,58 @@ class Forward:
 
 @dataclass(frozen=True)
 class Backward:
-    """The same; `programs` a multiprocessor, each for `tiles` tiles at most: a wider row is split over several."""
+    """The same; `programs` a multiprocessor. `room`: the column sums that fit the registers, in tiles: a row that needs
+    more is split over several programs. `held`: of how many groups of rows the inputs stay in registers: 2 is this one
+    and the next, 1 this one, and with 0 a row is read twice."""
 
     width: int
     rows: int
     block: int
     warps: int
-    tiles: int
+    room: int
     programs: int
+    held: int
+
+    def tiles(self, width: int, sums: int, drops: bool) -> int:
+        """Tiles of a program, of a row of some width, with so many column sums; a mask takes as much room as a sum, and
+        one sum alone as much as two, for the rest that is in the registers."""
+        return min(max(1, self.room // max(2, sums + drops)), -(-width // self.block))
+
+    def holds(self, drops: bool) -> int:
+        """`held`, but nothing where the registers of sixteen warps are wanted for a mask."""
+        return 0 if drops and self.warps == 16 else self.held
 
 
 HALF_FORWARD = (
     Forward(64, 32, 64, 4), Forward(128, 16, 128, 4), Forward(256, 8, 256, 4), Forward(1024, 4, 256, 4),
-    Forward(2048, 1, 512, 2), Forward(8192, 1, 1024, 4), Forward(16384, 1, 2048, 8),
-    Forward(ANY, 1, 4096, 8, keep=False),
+    Forward(2048, 1, 512, 2), Forward(7168, 1, 1024, 4), Forward(12288, 1, 2048, 8),
+    Forward(ANY, 1, 4096, 16, keep=False),
+)  # fmt: skip
+SINGLE_FORWARD = (
+    Forward(64, 32, 64, 4), Forward(128, 16, 128, 4), Forward(256, 8, 256, 4), Forward(1024, 4, 256, 4),
+    Forward(2048, 1, 512, 2), Forward(7168, 1, 1024, 4), Forward(12288, 1, 2048, 8),
+    Forward(ANY, 1, 2048, 16, keep=False),
 )  # fmt: skip
 DOUBLE_FORWARD = (
     Forward(64, 16, 64, 4), Forward(128, 8, 128, 4), Forward(256, 4, 256, 4), Forward(1024, 2, 256, 4),
     Forward(4096, 1, 512, 4), Forward(8192, 1, 1024, 8), Forward(ANY, 1, 2048, 8, keep=False),
 )  # fmt: skip
-FORWARD: dict[int, tuple[Forward, ...]] = {2: HALF_FORWARD, 4: HALF_FORWARD, 8: DOUBLE_FORWARD}
+FORWARD: dict[int, tuple[Forward, ...]] = {2: HALF_FORWARD, 4: SINGLE_FORWARD, 8: DOUBLE_FORWARD}
 
 HALF_BACKWARD = (
-    Backward(64, 16, 64, 4, 1, 4), Backward(128, 8, 128, 4, 1, 4), Backward(256, 4, 256, 4, 1, 4),
-    Backward(768, 4, 256, 4, 3, 2), Backward(1024, 1, 1024, 4, 1, 4), Backward(2048, 1, 512, 2, 4, 6),
-    Backward(4096, 1, 1024, 4, 4, 3),
-    Backward(8192, 1, 2048, 8, 4, 1), Backward(ANY, 1, 2048, 8, 4, 1),
-)  # fmt: skip
-DOUBLE_BACKWARD = (
-    Backward(64, 8, 64, 4, 1, 4), Backward(128, 4, 128, 4, 1, 4), Backward(256, 2, 256, 4, 1, 4),
-    Backward(1024, 1, 256, 4, 4, 2), Backward(4096, 1, 1024, 8, 4, 1), Backward(ANY, 1, 1024, 8, 4, 1),
+    Backward(64, 32, 64, 4, 5, 4, 1), Backward(128, 16, 128, 4, 5, 4, 1), Backward(256, 8, 256, 4, 5, 4, 1),
+    Backward(768, 4, 256, 4, 15, 6, 1), Backward(1024, 1, 512, 2, 10, 8, 1), Backward(2048, 1, 1024, 4, 10, 4, 1),
+    Backward(4096, 1, 2048, 8, 10, 2, 1), Backward(6144, 1, 2048, 8, 9, 2, 0), Backward(8192, 1, 4096, 16, 6, 1, 1),
+    Backward(ANY, 1, 4096, 16, 8, 1, 0),
 )  # fmt: skip
 SINGLE_BACKWARD = (
-    Backward(64, 16, 64, 4, 1, 4), Backward(128, 4, 128, 4, 1, 4), Backward(256, 4, 256, 4, 1, 4),
-    Backward(768, 4, 256, 4, 3, 2), Backward(1024, 1, 1024, 4, 1, 4), Backward(2048, 1, 512, 2, 4, 6),
-    Backward(4096, 1, 1024, 4, 4, 3), Backward(8192, 1, 2048, 8, 4, 1), Backward(ANY, 1, 2048, 8, 4, 1),
+    Backward(64, 16, 64, 4, 5, 6, 1), Backward(128, 8, 128, 4, 5, 6, 1), Backward(256, 4, 256, 4, 5, 5, 1),
+    Backward(1024, 1, 256, 2, 20, 8, 1), Backward(2048, 1, 512, 4, 20, 4, 1), Backward(4096, 1, 1024, 8, 20, 2, 1),
+    Backward(6144, 1, 2048, 16, 9, 1, 1), Backward(ANY, 1, 2048, 16, 12, 1, 0),
+)  # fmt: skip
+DOUBLE_BACKWARD = (
+    Backward(64, 4, 64, 4, 5, 4, 1), Backward(128, 4, 128, 4, 5, 4, 1), Backward(256, 2, 256, 4, 5, 4, 1),
+    Backward(1024, 1, 256, 4, 20, 2, 0), Backward(4096, 1, 1024, 8, 11, 1, 0), Backward(ANY, 1, 1024, 8, 8, 1, 0),
 )  # fmt: skip
 BACKWARD: dict[int, tuple[Backward, ...]] = {2: HALF_BACKWARD, 4: SINGLE_BACKWARD, 8: DOUBLE_BACKWARD}
 
@@ -67,5 +85,7 @@ def forward_for(width: int, itemsize: int) -> Forward:
     return next(launch for launch in FORWARD[itemsize] if width <= launch.width)
 
 
-def backward_for(width: int, itemsize: int) -> Backward:
+def backward_for(width: int, itemsize: int, sums: int) -> Backward:
+    """More than two column sums are never kept for more than `MANY` columns: a wider row is split as one of those."""
+    width = width if sums <= 2 else min(width, MANY)
     return next(launch for launch in BACKWARD[itemsize] if width <= launch.width)

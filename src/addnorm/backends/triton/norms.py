@@ -25,6 +25,12 @@ def rsqrt(v):
 
 
 @triton.jit
+def both_sums(a, b):
+    """The sums along the rows of two matrices, in one reduction, which waits for the other warps once."""
+    return tl.split(tl.sum(tl.join(a, b), 1, keep_dims=True))
+
+
+@triton.jit
 def layer_statistics(shift, sum_1, sum_2, count, eps):
     """(shift, e, 1/s): what the rounding of the mean took from it is e, and the mean is shift + e, unevaluated."""
     e = divide(sum_1, count)

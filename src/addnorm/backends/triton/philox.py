@@ -19,4 +19,4 @@ def keep(seed, row, first, threshold, keep_scale, C: tl.constexpr, ROWS: tl.cons
     w0, w1, w2, w3 = tl.philox(seed, low, high, block, block * 0)
     words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [ROWS, BLOCK // 2])
     lanes = tl.reshape(tl.join(words & 0xFFFF, words >> 16), [ROWS, BLOCK])
-    return (lanes >= threshold.to(tl.uint32)).to(C) * keep_scale
+    return tl.where(lanes >= threshold.to(tl.uint32), keep_scale, tl.zeros([1, 1], C))

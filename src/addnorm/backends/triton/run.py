@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,11 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ...call import OPERANDS, Call, Gradient, dropout_threshold
-from .arguments import itemsize, matrix, strides, unit, vector
+from .arguments import itemsize, matrix, steps, vector
 from .backward import backward_kernel, means_kernel
 from .columns import WIDTH, columns_kernel
 from .forward import forward_kernel
-from .launch import Backward, backward_for, forward_for
+from .launch import Backward, Forward, backward_for, forward_for
 from .norms import POLICIES
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -27,11 +28,19 @@ if INTERPRETED:
 COLUMN_GRADIENTS = ("weight", "bias", "branch_bias", "branch_scale")
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 PROCESSORS = 4  # that the interpreter plays
+HERE = contextlib.nullcontext()
 
 
 def forward(
-    call: Call, *, keep_stream: bool, keep_stats: bool, out: Tensor | None, stream_out: Tensor | None
+    call: Call,
+    *,
+    keep_stream: bool,
+    keep_stats: bool,
+    out: Tensor | None = None,
+    stream_out: Tensor | None = None,
+    launch: Forward | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """y, the stream and the statistics; by the row of the launch table for the width, or by a given one."""
     shape, d = call.x.shape, call.x.shape[-1]
     policy, compute = POLICIES[call.norm], call.compute_dtype
     empty = call.x.new_empty
@@ -44,14 +53,15 @@ def forward(
         return y, z, None if stats is None else stats.zero_()
     matrices = [matrix(t, d) for t in (call.x, call.residual, y, z)]
     x, residual, y_rows, z_rows = matrices
-    launch, align = forward_for(d, itemsize(matrices, compute)), unit(matrices, d)
+    launch = launch or forward_for(d, itemsize(matrices, compute))
+    strides, align = steps(matrices, d)
     rows = call.x.numel() // d
     row_scale = vector(None if call.row_scale is None else call.row_scale.reshape(rows))
     weight, bias, branch_bias, branch_scale = map(vector, (call.weight, call.bias, call.branch_bias, call.branch_scale))
     with on(call.x):
-        forward_kernel[(triton.cdiv(rows, launch.rows),)](
+        forward_kernel[(-(-rows // launch.rows),)](
             x, residual, y_rows, z_rows, stats, weight, bias, branch_bias, branch_scale, row_scale, call.seed,
-            rows, *strides(matrices, align), 1, *dropout(call),
+            rows, *strides, 1, *dropout(call),
             call.eps, call.residual_scale, keep_scale(call), call.weight_offset,
             policy.statistics, policy.normalise, policy.shifts, policy.stats,
             d, branch_scale is not None and branch_scale.dim() == 0, align, TYPES[compute],
@@ -63,7 +73,8 @@ def forward(
     return y, z, stats
 
 
-def backward(call: Gradient) -> dict[str, Tensor | None]:
+def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor | None]:
+    """The gradients that are needed; by the row of the launch table for the width, or by a given one."""
     shape, d, needed = call.z.shape, call.z.shape[-1], call.needed
     policy, compute = POLICIES[call.norm], call.compute_dtype
     grads = {name: grad if needed[name] else None for name, grad in allocate(call).items()}
@@ -72,14 +83,16 @@ def backward(call: Gradient) -> dict[str, Tensor | None]:
     wants_x = needed["branch_scale"] or needed["row_scale"]
     matrices = [matrix(t, d) for t in (call.dy, call.ds, call.z, call.x if wants_x else None)]
     dy, ds, z, x = matrices
-    size, align = itemsize([*matrices, grads["x"], grads["residual"]], compute), unit(matrices, d)
+    size = itemsize([*matrices, grads["x"], grads["residual"]], compute)
+    (dy_step, ds_step, z_step, x_step), align = steps(matrices, d)
     rows = call.z.numel() // d
     # Without dy nothing arrives at the norm's own parameters.
     summed = [name for name in COLUMN_GRADIENTS if needed[name] and (dy is not None or name.startswith("branch"))]
-    launch = backward_for(d, size)
-    tiles = tiles_of(launch, d, len(summed))
-    splits = triton.cdiv(d, tiles * launch.block)
-    programs = max(1, min(triton.cdiv(rows, launch.rows), processors(z) * launch.programs // splits))
+    launch = launch or backward_for(d, size, len(summed))
+    drops = call.seed is not None
+    tiles = launch.tiles(d, len(summed), drops)
+    splits = -(-d // (tiles * launch.block))
+    programs = max(1, min(-(-rows // launch.rows), processors(z.device) * launch.programs // splits))
     partials = z.new_empty((len(summed), programs, d), dtype=compute) if summed else None
     by_row = grads["row_scale"]
     if by_row is not None and splits > 1:
@@ -87,7 +100,6 @@ def backward(call: Gradient) -> dict[str, Tensor | None]:
     means = z.new_empty((rows, 2), dtype=compute) if splits > 1 and dy is not None else None
     row_scale = vector(None if call.row_scale is None else call.row_scale.reshape(rows))
     weight, branch_bias, branch_scale = map(vector, (call.weight, call.branch_bias, call.branch_scale))
-    dy_step, ds_step, z_step, x_step = strides(matrices, align)
     with on(z):
         if means is not None:
             means_kernel[(rows,)](
@@ -101,12 +113,13 @@ def backward(call: Gradient) -> dict[str, Tensor | None]:
             call.residual_scale, keep_scale(call), call.weight_offset,
             policy.normalise, policy.backward, policy.stats,
             d, branch_scale is not None and branch_scale.dim() == 0, align, TYPES[compute],
-            *(name in summed for name in COLUMN_GRADIENTS), launch.rows, launch.block, tiles, num_warps=launch.warps,
+            *(name in summed for name in COLUMN_GRADIENTS), launch.rows, launch.block, tiles,
+            launch.holds(drops), num_warps=launch.warps,
         )  # fmt: skip
         if partials is not None:
             add_columns(partials, summed, grads)
         if by_row is not grads["row_scale"] and by_row is not None:
-            columns_kernel[(triton.cdiv(rows, WIDTH.value),)](by_row, (grads["row_scale"],), splits, rows)
+            columns_kernel[(-(-rows // WIDTH.value),)](by_row, (grads["row_scale"],), splits, rows)
     for name in ("weight", "bias"):
         grad = grads[name]
         if grad is not None and name not in summed:
@@ -121,7 +134,7 @@ def add_columns(partials: Tensor, summed: list[str], grads: dict[str, Tensor | N
     results = {name: grads[name] for name in summed}
     if scale is not None and scale.dim() == 0:
         results["branch_scale"] = partials.new_empty((d,))
-    columns_kernel[(triton.cdiv(d, WIDTH.value),)](partials, tuple(results.values()), programs, d)
+    columns_kernel[(-(-d // WIDTH.value),)](partials, tuple(results.values()), programs, d)
     if scale is not None and scale.dim() == 0:
         scale.copy_(results["branch_scale"].sum())
 
@@ -148,12 +161,6 @@ def shape_of(call: Gradient, name: str, shape: torch.Size) -> torch.Size:
     return scale.shape if name == "branch_scale" and scale is not None else shape[-1:]
 
 
-def tiles_of(launch: Backward, width: int, sums: int) -> int:
-    """Tiles of a program: the row's, at most the table's, half of those where more than two sums are kept."""
-    most = launch.tiles if sums <= 2 else max(1, launch.tiles // 2)
-    return min(most, triton.cdiv(width, launch.block))
-
-
 def dropout(call: Call | Gradient) -> tuple[int]:
     return (dropout_threshold(call.dropout_p) if call.seed is not None else 0,)
 
@@ -162,10 +169,12 @@ def keep_scale(call: Call | Gradient) -> float:
     return 1 / (1 - call.dropout_p)
 
 
-def processors(t: Tensor) -> int:
-    return PROCESSORS if INTERPRETED else torch.cuda.get_device_properties(t.device).multi_processor_count
+@cache
+def processors(device: torch.device) -> int:
+    return PROCESSORS if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def on(t: Tensor) -> Any:
-    """Kernels run on the current device: make it t's."""
-    return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()
+    """Kernels run on the current device: make it t's, where it is another."""
+    elsewhere = t.is_cuda and t.device.index != torch.cuda.current_device()
+    return torch.cuda.device(t.device) if elsewhere else HERE

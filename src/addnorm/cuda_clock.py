@@ -1,0 +1,63 @@
+"""The GPU's clock: times of replayed CUDA graphs, so that the host is not what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from .clock import interleaved
+
+GRAPH = 2e-4  # seconds that a graph lasts at least: the gaps between graphs are some microseconds
+MOST_CALLS = 100  # in a graph
+
+
+class CudaClock:
+    """Median seconds of calls, interleaved, on the current device and stream, which must not be the default stream:
+    capture wants one of its own."""
+
+    def times(
+        self, calls: Mapping[str, Callable[[], object]], *, rounds: int, budget: float
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        """Seconds by name, and how each was timed: by a graph of several calls, or where a call can not be captured
+        by the calls themselves between two events."""
+        replays, clocks, sizes = {}, {}, {}
+        for name, call in calls.items():
+            sizes[name] = min(MOST_CALLS, max(1, round(GRAPH / self.once(call))))
+            try:
+                replays[name], clocks[name] = self.graph(call, sizes[name]), f"graph of {sizes[name]}"
+            except RuntimeError as error:  # what waits for the device or draws on the CPU can not be captured
+                replays[name], sizes[name] = call, 1
+                clocks[name] = f"events, no graph: {str(error).splitlines()[0]}"
+        taken = interleaved(replays, rounds=rounds, budget=budget, timer=self.now, pause=self.settle)
+        return {name: seconds / sizes[name] for name, seconds in taken.items()}, clocks
+
+    def once(self, call: Callable[[], object]) -> float:
+        """Seconds of one call, the first aside."""
+        call()
+        start = self.now()
+        call()
+        return max(self.now() - start, 1e-6)
+
+    def graph(self, call: Callable[[], object], count: int) -> Callable[[], object]:
+        """The replay of a graph of so many calls."""
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            for _ in range(count):
+                call()
+        return graph.replay
+
+    def now(self) -> float:
+        """The device's time, all work before it done."""
+        if not hasattr(self, "epoch"):
+            self.epoch = torch.cuda.Event(enable_timing=True)
+            self.epoch.record()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        event.synchronize()
+        return self.epoch.elapsed_time(event) / 1e3
+
+    def settle(self, seconds: float) -> None:
+        """Waits until nothing runs."""
+        torch.cuda.synchronize()
