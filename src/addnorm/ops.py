@@ -25,12 +25,16 @@ GRADIENT = """Tensor? dy, Tensor? ds, Tensor z, Tensor stats, Tensor? x, Tensor?
     float dropout_p, float weight_offset, ScalarType x_dtype, ScalarType residual_dtype, ScalarType bias_dtype,
     bool[] needs"""
 
+FORWARD = f"({CALL}, bool keep_stream, bool keep_stats, str backend) -> (Tensor y, Tensor stream, Tensor stats)"
+BACKWARD = f"({GRADIENT}, str backend) -> ({', '.join(f'Tensor d{name}' for name in OPERANDS)})"
+
 LIBRARY = torch.library.Library("addnorm", "DEF")
-LIBRARY.define(
-    f"forward({CALL}, bool keep_stream, bool keep_stats, str backend) -> (Tensor y, Tensor stream, Tensor stats)"
-)
+LIBRARY.define(f"forward{FORWARD}")
 LIBRARY.define(f"forward_out({CALL}, str backend, *, Tensor(a!) out, Tensor(b!)? stream_out) -> ()")
-LIBRARY.define(f"backward({GRADIENT}, str backend) -> ({', '.join(f'Tensor d{name}' for name in OPERANDS)})")
+LIBRARY.define(f"backward{BACKWARD}")
+# On the CPU the extension implements forward and backward, see csrc/torch/dispatch.cpp; another backend's calls come back here.
+LIBRARY.define(f"_forward{FORWARD}")
+LIBRARY.define(f"_backward{BACKWARD}")
 
 
 def forward(call: Call, backend: str, *, stream: bool) -> tuple[Tensor, Tensor]:
@@ -56,6 +60,7 @@ def as_gradient(arguments: Iterable[Any]) -> Gradient:
     return Gradient(**dict(zip(GRADIENT_FIELDS, arguments, strict=True)))
 
 
+@torch.library.impl(LIBRARY, "_forward", "CompositeExplicitAutograd")
 @torch.library.impl(LIBRARY, "forward", "CompositeExplicitAutograd")
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *call_arguments, keep_stream, keep_stats, backend = arguments
@@ -95,6 +100,7 @@ def _forward_out_fake(*arguments: Any, out: Tensor, stream_out: Tensor | None) -
     return None
 
 
+@torch.library.impl(LIBRARY, "_backward", "CompositeExplicitAutograd")
 @torch.library.impl(LIBRARY, "backward", "CompositeExplicitAutograd")
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     *gradient_arguments, backend = arguments
