@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.utils import fresh_cache
 
 import addnorm
 from addnorm.fusing import inductor
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # Inductor's own imports
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> Iterator[None]:
+    """No compiled code from before: what comes from a cache goes through no pass."""
+    torch._dynamo.reset()
+    with fresh_cache():
+        yield
 
 
 def encoder(norm_first: bool) -> nn.TransformerEncoder:

@@ -40,10 +40,6 @@ class TriedPass(FusePass):
         name, known = module_of(site.norm.result)
         return [outcome for outcome in self.report.sites if known and outcome.norm == name]
 
-    def uuid(self) -> Any:
-        refused = sorted(outcome.norm for outcome in self.report.sites if not outcome.fused)
-        return super().uuid(), tuple(refused)
-
 
 class InductorCall(EagerCall):
     """The model, compiled by Inductor with its sites fused; see `addnorm.fuse` for what it promises."""
@@ -61,6 +57,7 @@ class InductorCall(EagerCall):
         """Dynamo's backend."""
         self.look_over()
         self.captures += 1
-        patches = {"pre_grad_custom_pass": TriedPass(self.report)}
-        compiled: Any = compile_fx(module, inputs, config_patches=patches)
+        TriedPass(self.report)(module.graph)
+        module.recompile()
+        compiled: Any = compile_fx(module, inputs)
         return self.noted(compiled)

@@ -41,7 +41,7 @@ class Piece:
 
         watch = {site: left_alone(site) for site in self.others}
         targets = {site: trial.run for site, trial in self.trials.items()}
-        self.run: Callable[..., Any] = module.forward if self.closed else rewritten(module, targets, watch).forward
+        self.run: Callable[..., Any] = rewritten(module, targets, watch).forward
 
     def close(self) -> bool:
         """Whether every site has been judged; then the fused calls stand in the graph themselves."""
