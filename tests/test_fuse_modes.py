@@ -270,4 +270,24 @@ def test_the_unknown_says_so() -> None:
         with pytest.warns(UserWarning, match="no finite number"):
             model(torch.full((2, 5, WIDTH), torch.nan))
         model(torch.randn(2, 5, WIDTH))
-        assert handle.report.fused == 2 * L
+        assert (handle.report.fused, len(handle.report.sites)) == (2 * L, 2 * L)
+
+
+@pytest.mark.filterwarnings("ignore:addnorm.fuse found nothing")
+@pytest.mark.parametrize("mode", ["eager", "modules"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_torchs_fast_path_is_left_to_run(mode: str, nested: bool) -> None:
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 48, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, L, enable_nested_tensor=nested).eval(), torch.randn(2, 5, WIDTH)
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    with torch.no_grad():
+        before = model(x, src_key_padding_mask=padding)
+        handle = fuse(model, mode=mode)
+        for _ in range(3):
+            assert torch.equal(model(x, src_key_padding_mask=padding), before)
+    sites = handle.report.sites
+    assert len(sites) == 2 * L
+    assert all("fast path" in site.reason for site in sites)
+    model.train()(x, src_key_padding_mask=padding)
+    assert (handle.report.fused, len(handle.report.sites)) == (2 * L, 2 * L)
+    handle.undo()

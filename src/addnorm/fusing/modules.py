@@ -46,6 +46,8 @@ class ModulesCall(FusedCall):
         result = (self.model._call_impl if self._own is None else self._own)(*args, **kwargs)
         if self._first:
             self.watching = False
+            for call in self._calls.values():
+                call.count = 0
             self.complete()
         return result
 
@@ -65,7 +67,8 @@ class LocalCall(InPlace):
         self.local: Local | None = None  # the reading that is trusted
         self.reason: str | None = None  # None until real numbers were compared, then "" or what is wrong
         self.backend = ""
-        self._readings, self._calls = readings, 0
+        self.count = 0  # of the calls in this pass
+        self._readings = readings
         bypassed = (getattr(self.module, name) for name in readings[0].bypassed)
         self._hooks = hook_dicts([self.module, *bypassed])
 
@@ -80,7 +83,7 @@ class LocalCall(InPlace):
         if torch.compiler.is_dynamo_compiling() or any(self._hooks):  # hooks see the modules' own values
             return self.module._call_impl(*args, **kwargs)
         left = self._readings[0].left_to(*args, **kwargs)
-        if self.reason is None or self.owner.watching:
+        if self.owner.watching or (self.reason is None and not left):
             self.watch(left, *args, **kwargs)
         if left or self.local is None:
             return self.module._call_impl(*args, **kwargs)
@@ -94,16 +97,17 @@ class LocalCall(InPlace):
         local = self.local or self._readings[0]
         for part in local.parts():
             self.owner.report.record(self.outcome(part, reason))
-        self._calls += 1
+        if self.owner.watching:
+            self.count += 1
 
     def outcome(self, part: Part, reason: str) -> Outcome:
         """What became of one norm of the module."""
         norm = ".".join(name for name in (self.path, part.norm) if name)
         if self.local is None or reason:
-            return Outcome(norm, self._calls, part.kind, fused=False, reason=reason or UNJUDGED)
+            return Outcome(norm, self.count, part.kind, fused=False, reason=reason or UNJUDGED)
         if not part.folded:
-            return Outcome(norm, self._calls, part.kind, False, plain=True, reason=ALONE, backend=self.backend)
-        return Outcome(norm, self._calls, part.kind, True, part.folded, part.stream, backend=self.backend)
+            return Outcome(norm, self.count, part.kind, False, plain=True, reason=ALONE, backend=self.backend)
+        return Outcome(norm, self.count, part.kind, True, part.folded, part.stream, backend=self.backend)
 
 
 @torch.no_grad()
