@@ -93,19 +93,15 @@ def fuse(
     plain model) and gradients stay as they are. Captured again are new hooks, dtypes, train or eval, grad or not;
     not new lengths. Where torch's own fast path for encoder layers runs, it is left to run.
 
-    =============  =====================================================================================================
-    mode           what runs
-    =============  =====================================================================================================
-    ``"eager"``    The model's code is captured by Dynamo, its sites rewritten, and run operation by operation: no
-                   compiler is needed.
-    ``"inductor"``  The same, tried in the same way at first, then compiled by Inductor with an `addnorm.FusePass`.
-    ``"modules"``  Nothing is captured. Modules are replaced one by one where sum and norm are in the same one: torch's
-                   encoder and decoder layers, BERT's output blocks, timm's blocks; norms by themselves.
-    ``"auto"``     "eager"; "modules" where Dynamo can not run or is switched off. `Handle.mode` says which.
-    =============  =====================================================================================================
+    - ``"eager"``: Dynamo captures the model's code, its sites are rewritten, and the graph runs operation by operation;
+      no compiler is needed.
+    - ``"inductor"``: tried in the same way at first, then compiled by Inductor with the sites that agree.
+    - ``"modules"``: nothing is captured. Modules run fused one by one where sum and norm are in the same one: torch's
+      encoder and decoder layers, BERT's output blocks, timm's blocks; norms by themselves.
+    - ``"auto"``: "eager"; "modules" where Dynamo can not run or is switched off. `Handle.mode` says which.
 
-    A fused model inside another ``torch.compile`` runs unfused there, except for an error: who compiles gives Inductor
-    an `addnorm.FusePass` instead.
+    A fused model inside another ``torch.compile`` runs unfused there, with a warning: who compiles gives Inductor an
+    `addnorm.FusePass` instead.
 
     Args:
         model: Any module that is called as ``model(...)``.
