@@ -273,7 +273,7 @@ def test_the_unknown_says_so() -> None:
         assert (handle.report.fused, len(handle.report.sites)) == (2 * L, 2 * L)
 
 
-@pytest.mark.filterwarnings("ignore:addnorm.fuse found nothing")
+@pytest.mark.filterwarnings("ignore:addnorm.fuse found nothing", "ignore:.*nested tensors is in prototype stage")
 @pytest.mark.parametrize("mode", ["eager", "modules"])
 @pytest.mark.parametrize("nested", [False, True])
 def test_torchs_fast_path_is_left_to_run(mode: str, nested: bool) -> None:

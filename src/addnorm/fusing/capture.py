@@ -43,7 +43,10 @@ class EagerCall(FusedCall):
         self._breaks = Counter(counters["graph_break"])
         self._nested = NestedEncoders(model)
         self.look_over()
-        self._captured = torch.compile(traced(model), backend=self.rewrite, **isolation())
+        self.start()
+
+    def start(self) -> None:
+        self._captured = torch.compile(traced(self.model), backend=self.rewrite, **isolation())
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         if self._given_up or self._nested.take_over():
@@ -63,9 +66,18 @@ class EagerCall(FusedCall):
             if self._ran:  # from the start again would do twice what the first part has done
                 raise
             failure = error
+        except Exception:
+            self.start_again()
+            raise
+        self.start_again()
         result = self.model._call_impl(*args, **kwargs)
         self.give_up(summary(str(failure)))
         return result
+
+    def start_again(self) -> None:
+        """After an error before anything was captured: Dynamo would skip the code that raised it from now on."""
+        if not self.captures:
+            self.start()
 
     def entry(self) -> Callable[..., Any]:
         """The function that Dynamo has captured, or captures when it is called."""
@@ -129,7 +141,7 @@ class EagerCall(FusedCall):
     def why_unseen(self, name: str) -> str:
         if any(name.startswith(path) for path in self._nested.encoders) and not self.captures:
             return REASON
-        if not self.captures:
+        if self._given_up or not self.captures:
             return "the model was not captured"
         return "not in the captured code: not called, or written in a way that is not recognised"
 

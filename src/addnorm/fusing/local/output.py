@@ -6,37 +6,34 @@ import inspect
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from ...functional import add_norm
 from .base import Local, Part, affine, is_plain, rate
 
-PARTS = {"dense": nn.Linear, "dropout": nn.Dropout, "LayerNorm": nn.LayerNorm}
+NAMES = {"dense", "dropout", "LayerNorm"}
 
 
 class Output(Local):
     """``LayerNorm(dropout(dense(x)) + residual)``."""
 
-    bypassed = tuple(PARTS)
+    bypassed = ("dropout", "LayerNorm")
 
     @staticmethod
     def matches(module: nn.Module) -> bool:
         names = list(inspect.signature(module.forward).parameters)
-        return {*module._modules} == {*PARTS} and names == ["hidden_states", "input_tensor"] and whole(module)
+        return {*module._modules} == NAMES and names == ["hidden_states", "input_tensor"] and plain_ends(module)
 
     def parts(self) -> tuple[Part, ...]:
-        bias = ("branch_bias",) if self.module.dense.bias is not None else ()  # pyright: ignore
-        return (Part("LayerNorm", "layer", (*bias, "dropout", "add")),)
+        return (Part("LayerNorm", "layer", ("dropout", "add")),)
 
     def left_to(self, *args: Any, **kwargs: Any) -> str:
-        return "" if whole(self.module) else "one of its modules has been replaced"
+        return "" if plain_ends(self.module) else "one of its modules has been replaced"
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         module: Any = self.module
-        dense, norm = module.dense, module.LayerNorm
-        x = F.linear(hidden_states, dense.weight)
-        return add_norm(x, input_tensor, branch_bias=dense.bias, dropout_p=rate(module.dropout), **affine(norm))
+        x = module.dense(hidden_states)
+        return add_norm(x, input_tensor, dropout_p=rate(module.dropout), **affine(module.LayerNorm))
 
 
-def whole(module: nn.Module) -> bool:
-    return all(is_plain(module._modules.get(name), kind) for name, kind in PARTS.items())
+def plain_ends(module: nn.Module) -> bool:
+    return is_plain(module._modules["dropout"], nn.Dropout) and is_plain(module._modules["LayerNorm"], nn.LayerNorm)
