@@ -1,12 +1,93 @@
-"""`addnorm fuse`: what it refuses."""
+"""`addnorm fuse`: what it does to a local model, and what it refuses."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from addnorm import cli
+
+LAYERS = 2
+WORDS = ("[PAD]", "[UNK]", "the", "cat", "sat", "on", "a", "mat", "dog")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small BERT with random weights, as transformers saves it, and a tokenizer of a few words."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        hidden_size=32,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        intermediate_size=48,
+        vocab_size=len(WORDS),
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    vocabulary = {word: index for index, word in enumerate(WORDS)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text").write_text("the cat sat on a mat\n\nthe dog sat\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("options", [[], ["--train"]])
+def test_a_local_model(options: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = folder / "page.html"
+    arguments = ["fuse", str(folder), "--text", str(folder / "text"), "--json", "--html", str(page), *options]
+    assert cli.main(arguments) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (found["report"]["fused"], found["report"]["skipped"]) == (2 * LAYERS + 1, 0)
+    assert found["holds"]
+    assert found["training"] is bool(options)
+    assert 0 < found["output_error"]["after"] < 1e-5
+    assert 0 < found["gradient_error"]["after"] < 1e-5
+    assert found["speedup"] == found["seconds"]["before"] / found["seconds"]["after"]
+    assert "encoder.layer.1.output.LayerNorm" in page.read_text()
+
+
+def test_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fuse", str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert "5 Add & Norm calls fused" in text
+    assert "embeddings.LayerNorm" in text
+    assert "inference" in text
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("model.safetensors", b"not safetensors", "can not be loaded"),
+        ("config.json", b"{", "can not be loaded"),
+        ("config.json", b'{"model_type": "none such"}', "can not be loaded"),
+        ("text", b"\n \n", "the text is empty"),
+        ("text", b"\xff\xfe\xff", "decode"),
+    ],
+)
+def test_a_folder_with_something_wrong(
+    file: str, content: bytes, reason: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / file).write_bytes(content)
+    assert cli.main(["fuse", str(folder), "--text", str(folder / "text"), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert reason in captured.err
+    assert captured.out == ""
+
+
+def test_code_in_the_folder_never_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "mine.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModel": "mine.Mine"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert cli.main(["fuse", str(folder), "--json"]) == 2
+    assert not (folder / "ran").exists()
+    assert "can not be loaded" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

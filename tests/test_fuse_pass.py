@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.utils import fresh_cache
 
 import addnorm
+from addnorm.fusing import inductor
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # Inductor's own imports
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> Iterator[None]:
+    """No compiled code from before: what comes from a cache goes through no pass."""
+    torch._dynamo.reset()
+    with fresh_cache():
+        yield
 
 
 def encoder(norm_first: bool) -> nn.TransformerEncoder:
@@ -25,12 +37,13 @@ def results(call: nn.Module, model: nn.Module, x: Tensor) -> list[Tensor]:
 
 # Two norms a layer; in pre-norm the first has no sum before it.
 @pytest.mark.parametrize(("norm_first", "sites"), [(False, 4), (True, 3)])
-def test_a_compiled_model_is_fused_and_as_exact(norm_first: bool, sites: int) -> None:
+def test_a_compiled_model_is_fused_and_as_exact(norm_first: bool, sites: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor, "inductor_is_faster", lambda site: "")
     model, fuse_pass = encoder(norm_first), addnorm.FusePass()
     compiled = torch.compile(model, options={"pre_grad_custom_pass": fuse_pass})
     x = torch.randn(2, 5, 32, requires_grad=True)
     after, before = results(compiled, model, x), results(model, model, x)
-    assert fuse_pass.fused == sites
+    assert (fuse_pass.fused, fuse_pass.native) == (sites, 0)
     wide = x.detach().double().requires_grad_()
     exact = encoder(norm_first).double()
     for new, old, true in zip(after, before, results(exact, exact, wide), strict=True):
@@ -38,9 +51,17 @@ def test_a_compiled_model_is_fused_and_as_exact(norm_first: bool, sites: int) ->
         assert (new - true).abs().max() <= 2 * (old - true).abs().max() + rounding
 
 
-def test_the_hash_follows_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    from addnorm.fusing import inductor
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_without_dropout_the_sites_are_inductors(dropout: float) -> None:
+    model, fuse_pass = encoder(False).train(), addnorm.FusePass()
+    for layer in model.layers:
+        layer.dropout1.p = layer.dropout2.p = dropout
+    compiled = torch.compile(model, options={"pre_grad_custom_pass": fuse_pass})
+    compiled(torch.randn(2, 5, 32))
+    assert (fuse_pass.fused, fuse_pass.native) == (4, 0 if dropout else 4)
 
+
+def test_the_hash_follows_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     before = addnorm.FusePass().uuid()
     assert addnorm.FusePass().uuid() == before
     monkeypatch.setattr(inductor, "SOURCES", inductor.SOURCES[1:])

@@ -413,7 +413,11 @@ def test_a_site_with_nothing_to_judge_by_stays_under_trial() -> None:
     ("arguments", "error", "message"),
     [
         ((3,), TypeError, "model must be a torch.nn.Module, got int"),
-        ((nn.Linear(2, 2), "fast"), ValueError, "mode='fast' is unknown; there are: 'auto', 'eager'"),
+        (
+            (nn.Linear(2, 2), "fast"),
+            ValueError,
+            "mode='fast' is unknown; there are: 'auto', 'eager', 'inductor', 'm",
+        ),
     ],
 )
 def test_bad_arguments(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:

@@ -71,6 +71,20 @@ def folder_of(name: str) -> Path:
     return path
 
 
+def loaded(path: Path) -> Any:
+    """The model in float32 and eval mode.
+
+    Raises:
+        ValueError: what the folder holds is no model that transformers can load without running the folder's code.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return load_model(path).float()
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path} can not be loaded: {error}") from error
+
+
 def batch_of(path: Path, lines: list[str]) -> Batch:
     """Sentences as the model's inputs.
 
@@ -82,12 +96,12 @@ def batch_of(path: Path, lines: list[str]) -> Batch:
     file = path / "tokenizer.json"
     if not file.exists():
         raise ValueError(f"{path} has no tokenizer.json: the text can not be read")
-    if not lines:
+    if not any(line.strip() for line in lines):
         raise ValueError("the text is empty")
     fast: Any = Tokenizer.from_file(str(file))
     fast.enable_truncation(LONGEST)
     fast.enable_padding()
-    coded = fast.encode_batch(lines[:SENTENCES])
+    coded = fast.encode_batch([line for line in lines if line.strip()][:SENTENCES])
     return {
         "input_ids": torch.tensor([each.ids for each in coded]),
         "attention_mask": torch.tensor([each.attention_mask for each in coded]),
@@ -100,8 +114,10 @@ def run(
     """Fuse a local model, compare it with the original and with float64, and time both, interleaved."""
     path = folder_of(name)
     progress("load the model and the text", 0, 3)
-    model = load_model(path).float()
+    model = loaded(path)
     batch = batch_of(path, load_sentences() if lines is None else lines)
+    if getattr(model.config, "is_encoder_decoder", False):
+        batch["decoder_input_ids"] = batch["input_ids"]
     fused = copy.deepcopy(model)
     handle = fuse(fused)
     progress("compare with the original and with float64", 1, 3)

@@ -1,4 +1,4 @@
-"""A model's call, captured: what Dynamo traces is rewritten, tried once, then run operation by operation."""
+"""Mode "eager": what Dynamo traces of a model is rewritten, tried once, then run operation by operation."""
 
 from __future__ import annotations
 
@@ -12,53 +12,93 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule
-from torch.nn.modules import module as module_file
 
-from .report import Outcome, Report
-from .rewrite import rewritten
-from .sites import Site, find_sites
-from .trial import Trial
+from .base import FusedCall, hook_dicts
+from .fast_path import REASON, NestedEncoders
+from .nodes import module_of
+from .piece import Piece
+from .sites import Site
 
-ROOT = "L['model']"  # how Dynamo names the argument of `traced` that the model is
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 NUMBERS = count()
-GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
 
-class FusedCall:
-    """What a fused model has in place of its call; see `addnorm.fuse` for what it promises."""
+class EagerCall(FusedCall):
+    """The captured graph, its sites fused, run operation by operation; see `addnorm.fuse` for what it promises."""
+
+    mode = "eager"
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.report = Report()
-        self.handle: Any = None
+        super().__init__(model)
         self.captures = 0
+        self._ran = False  # whether a captured piece ran in this call
+        self._given_up = False  # whether the model can not be captured
         self._open: list[Piece] = []
         self._seen: Counter[str] = Counter()
-        self._first = True
         self._versions: dict[tuple[int, ...], str] = {}
         self._hooks: list[dict[int, Any]] = []
         self._owners: dict[int, str] = {}
         self._breaks = Counter(counters["graph_break"])
+        self._nested = NestedEncoders(model)
         self.look_over()
-        self._compiled = torch.compile(traced(model), backend=self.rewrite, **isolation())
+        self.start()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # Dynamo's guards do not watch hooks: a name for the set of them, which is guarded, makes it trace again.
-        hooks = tuple(chain.from_iterable(self._hooks))
-        version = self._versions.setdefault(hooks, str(len(self._versions)))
-        result = self._compiled(version, *args, **kwargs)
+    def start(self) -> None:
+        self._captured = torch.compile(traced(self.model), backend=self.rewrite, **isolation())
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        if self._given_up or self._nested.take_over():
+            result = self.model._call_impl(*args, **kwargs)
+        else:
+            result = self.run(*args, **kwargs)
         if self._open or self._first:
             self.settle()
         return result
 
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """The captured call; the model's own where Dynamo gives it up, so that its own errors are raised as ever."""
+        self._ran = False
+        try:
+            return self.entry()(self.version(), *args, **kwargs)
+        except TorchDynamoException as error:
+            if self._ran:  # from the start again would do twice what the first part has done
+                raise
+            failure = error
+        except Exception:
+            self.start_again()
+            raise
+        self.start_again()
+        result = self.model._call_impl(*args, **kwargs)
+        self.give_up(summary(str(failure)))
+        return result
+
+    def start_again(self) -> None:
+        """After an error before anything was captured: Dynamo would skip the code that raised it from now on."""
+        if not self.captures:
+            self.start()
+
+    def entry(self) -> Callable[..., Any]:
+        """The function that Dynamo has captured, or captures when it is called."""
+        return self._captured
+
+    def version(self) -> str:
+        """Dynamo's guards do not watch hooks: a name for the set of them, which is guarded, makes it trace again."""
+        hooks = tuple(chain.from_iterable(self._hooks))
+        return self._versions.setdefault(hooks, str(len(self._versions)))
+
+    def give_up(self, cause: str) -> None:
+        """Run the model as it was from now on."""
+        self._given_up = True
+        self.report.breaks = (*self.report.breaks, cause)
+        name = type(self.model).__name__
+        warnings.warn(f"addnorm.fuse could not capture {name}, which runs as it was: {cause}", stacklevel=6)
+
     def look_over(self) -> None:
         """Note the model's modules: where their hooks are kept, and whose each parameter is."""
         modules = dict(self.model.named_modules())
-        self._hooks = [getattr(module, name) for module in modules.values() for name in HOOKS]
-        self._hooks += [getattr(module_file, name) for name in GLOBAL_HOOKS]
+        self._hooks = hook_dicts(modules.values())
         self._owners = {id(p): name for name, m in modules.items() for p in m.parameters(recurse=False)}
 
     def rewrite(self, module: GraphModule, _: list[Any]) -> Callable[..., Any]:
@@ -66,19 +106,26 @@ class FusedCall:
         self.look_over()
         self.captures += 1
         piece = Piece(module, self.named, self.report.record)
-        if not piece.trials and not piece.others:
-            return module.forward
-        self._open.append(piece)
-        return lambda *args: piece.run(*args)
+        if not piece.closed:
+            self._open.append(piece)
+        return self.noted(lambda *args: piece.run(*args))  # which becomes another when the piece is closed
+
+    def noted(self, piece: Callable[..., Any]) -> Callable[..., Any]:
+        """A captured piece that leaves word when it runs."""
+
+        def run(*args: Any) -> Any:
+            self._ran = True
+            return piece(*args)
+
+        return run
 
     def named(self, site: Site, weight: Tensor | None) -> tuple[str, int]:
         """The path of the module that called a norm, and how many norm calls it made before in this pass.
 
-        A piece that serves several modules is traced with no path: then the weight tells whose call it is.
+        Where the path is not known the weight tells whose call it is.
         """
-        stack = site.norm.result.meta.get("nn_module_stack") or {}
-        name = next((entry[0] for entry in reversed(stack.values())), "")
-        name = name[len(ROOT) :].lstrip(".") if name.startswith(ROOT) else self._owners.get(id(weight), name)
+        name, known = module_of(site.norm.result)
+        name = name if known else self._owners.get(id(weight), name)
         self._seen[name] += 1
         return name, self._seen[name] - 1
 
@@ -86,48 +133,17 @@ class FusedCall:
         """After a pass: what was tried and agrees is trusted from now on."""
         self._seen.clear()
         self._open = [piece for piece in self._open if not piece.close()]
-        if not self._first:
-            return
-        self._first = False
-        new = Counter(counters["graph_break"]) - self._breaks
-        self.report.breaks = tuple(summary(reason) for reason in new)
-        for name in unseen(self.model, self.report):
-            reason = "not in the captured code: not called, or written in a way that is not recognised"
-            self.report.record(Outcome(name, 0, "", fused=False, reason=reason))
-        if not self.report.fused:
-            name = type(self.model).__name__
-            warnings.warn(f"addnorm.fuse found nothing to fuse in {name}: {self.report}", stacklevel=4)
+        if self._first:
+            new = Counter(counters["graph_break"]) - self._breaks
+            self.report.breaks = (*self.report.breaks, *(summary(reason) for reason in new))
+            self.complete()
 
-
-class Piece:
-    """A captured graph: under trial at first, then with its trusted sites fused for good."""
-
-    def __init__(self, module: GraphModule, named: Callable, record: Callable) -> None:
-        self.module = module
-        inner = [part for part in module.modules() if isinstance(part, GraphModule)]
-        sites = [site for part in inner for site in find_sites(part.graph)]
-        self.trials = {site: Trial(site, named, record) for site in sites if site.plain or not site.reason}
-        self.others = [site for site in sites if site not in self.trials]
-
-        def left_alone(site: Site) -> Callable[[Tensor | None], None]:
-            def note(weight: Tensor | None) -> None:
-                name, call = named(site, weight)
-                record(Outcome(name, call, site.norm.kind, fused=False, reason=site.reason))
-
-            return note
-
-        watch = {site: left_alone(site) for site in self.others}
-        self.run = rewritten(module, {site: trial.run for site, trial in self.trials.items()}, watch).forward
-
-    def close(self) -> bool:
-        """Whether every site has been judged; then the fused calls stand in the graph themselves."""
-        trials = self.trials.values()
-        if any(trial.reason is None for trial in trials):
-            return False
-        for trial in trials:
-            trial.open = False
-        self.run = rewritten(self.module, {trial.site: trial.fused for trial in trials if trial.passed}, {}).forward
-        return True
+    def why_unseen(self, name: str) -> str:
+        if any(name.startswith(path) for path in self._nested.encoders) and not self.captures:
+            return REASON
+        if self._given_up or not self.captures:
+            return "the model was not captured"
+        return "not in the captured code: not called, or written in a way that is not recognised"
 
 
 def traced(model: nn.Module) -> Callable[..., Any]:
@@ -146,13 +162,6 @@ def isolation() -> dict[str, Any]:
     wanted = {"isolate_recompiles": True, "recompile_limit": 64}
     known = inspect.signature(torch.compile).parameters
     return {name: value for name, value in wanted.items() if name in known}
-
-
-def unseen(model: nn.Module, report: Report) -> list[str]:
-    """The model's norm modules of which no call was seen."""
-    called = {name for name, _ in report.outcomes}
-    norms = {name for name, module in model.named_modules() if type(module).__name__.endswith(("LayerNorm", "RMSNorm"))}
-    return sorted(norms - called)
 
 
 def summary(reason: str) -> str:

@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config
+from torch._dynamo.eval_frame import is_dynamo_supported
 
 from ..call import lookup
-from .capture import FusedCall
+from .base import PLACE, FusedCall
+from .capture import EagerCall
+from .checks import check_model
+from .modules import ModulesCall
 from .report import Report
 
-MODES = {"eager": FusedCall}
-DEFAULT = "eager"
-PLACE = "_compiled_call_impl"  # what torch.nn.Module.__call__ calls instead of forward, where it is set
+
+def compiled(model: nn.Module) -> FusedCall:
+    from .compiled import InductorCall  # brings Inductor, which takes seconds to import
+
+    return InductorCall(model)
+
+
+MODES: dict[str, Callable[[nn.Module], FusedCall]] = {
+    "eager": EagerCall,
+    "inductor": compiled,
+    "modules": ModulesCall,
+}
+
+
+def automatic() -> str:
+    """What mode "auto" is: "eager", which sees most sites and needs no compiler; "modules" where Dynamo can not run.
+
+    >>> automatic()
+    'eager'
+    """
+    return EagerCall.mode if is_dynamo_supported() and not config.disable else ModulesCall.mode
 
 
 class Handle:
-    """A fused model: its report, and the way back. As a context manager it undoes the fusing at the end."""
+    """A fused model: its report, and the way back. As a context manager it undoes the fusing at the outermost end."""
 
     def __init__(self, model: nn.Module, call: FusedCall) -> None:
         self.model = model
         self._call = call
+        self._depth = 0
+
+    @property
+    def mode(self) -> str:
+        """The mode that runs: what "auto" chose, or what was asked for."""
+        return self._call.mode
 
     @property
     def report(self) -> Report:
@@ -31,16 +61,18 @@ class Handle:
 
     def undo(self) -> None:
         """Give the model its own call back. Harmless where that was done before."""
-        if self.model.__dict__.get(PLACE) is self._call:
-            del self.model.__dict__[PLACE]
+        self._call.remove()
 
     def __enter__(self) -> Handle:
+        self._depth += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.undo()
+        self._depth -= 1
+        if self._depth == 0:
+            self.undo()
 
     def __repr__(self) -> str:
         return f"{type(self.model).__name__}: {self.report}"
@@ -53,20 +85,27 @@ def fuse(
 
     ``LayerNorm`` and ``RMSNorm``, as modules, functions or written out, after a sum of two tensors with what the branch
     has before it (a Linear's bias, dropout, LayerScale, stochastic depth), post-norm or pre-norm; a norm without a sum
-    is one fused norm. The model's code is captured
-    (by Dynamo, without compiling), these operations become calls of `add_norm` or `add_norm_stream`, and the rest
-    runs as it was, operation by operation. Each site is compared with the original on the first real inputs, dropout
-    left out; one that is further from float64 than twice the original's error is left alone. Dropout draws other
-    random numbers than torch's, at the same rate, and repeats under ``torch.manual_seed``.
+    is one fused norm. Each site is compared with the original on the first real inputs, dropout left out; one that is
+    further from float64 than twice the original's error is left alone. Dropout draws other random numbers than torch's,
+    at the same rate, and repeats under ``torch.manual_seed``.
 
     Parameters, ``state_dict``, hooks, ``train()`` and ``eval()``, ``to()``, copies and saved files (which are of the
     plain model) and gradients stay as they are. Captured again are new hooks, dtypes, train or eval, grad or not;
-    not new lengths. A model called inside another ``torch.compile`` runs unfused there: who compiles gives Inductor an
+    not new lengths. Where torch's own fast path for encoder layers runs, it is left to run.
+
+    - ``"eager"``: Dynamo captures the model's code, its sites are rewritten, and the graph runs operation by operation;
+      no compiler is needed.
+    - ``"inductor"``: tried in the same way at first, then compiled by Inductor with the sites that agree.
+    - ``"modules"``: nothing is captured. Modules run fused one by one where sum and norm are in the same one: torch's
+      encoder and decoder layers, BERT's output blocks, timm's blocks; norms by themselves.
+    - ``"auto"``: "eager"; "modules" where Dynamo can not run or is switched off. `Handle.mode` says which.
+
+    A fused model inside another ``torch.compile`` runs unfused there, with a warning: who compiles gives Inductor an
     `addnorm.FusePass` instead.
 
     Args:
         model: Any module that is called as ``model(...)``.
-        mode: ``"eager"``, or ``"auto"``, which chooses it.
+        mode: One of the above.
         example: Inputs (a tensor, a tuple of arguments or a dict of keyword arguments) to run the model on at once,
             without gradients, so that the report is complete; torch's random state is kept.
 
@@ -76,10 +115,11 @@ def fuse(
 
     Raises:
         TypeError: model is no module.
-        ValueError: an unknown mode, or a model that has been compiled.
+        ValueError: an unknown mode; a model that has been compiled, is TorchScript, has parameters on the meta device,
+            or is fused in another mode.
 
     Warns:
-        UserWarning: after the first call, if nothing could be fused; says why.
+        UserWarning: after the first call, if nothing could be fused, or the model not captured; says why.
 
     >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     >>> handle = fuse(layer, example=torch.randn(2, 5, 8))
@@ -87,18 +127,17 @@ def fuse(
     2
     >>> handle.undo()
     """
-    modes = {"auto": MODES[DEFAULT], **MODES}
-    capture = lookup("mode", mode, modes)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    chosen = automatic() if mode == "auto" else mode
+    make = lookup("mode", mode, {"auto": MODES[automatic()], **MODES})
+    check_model(model)
     present = model.__dict__.get(PLACE)
     if isinstance(present, FusedCall):
+        if mode not in ("auto", present.mode):
+            raise ValueError(f"model is fused in mode {present.mode!r} already: undo that first, then mode={chosen!r}")
         return present.handle
-    if present is not None or isinstance(model, torch._dynamo.OptimizedModule):
-        raise ValueError("model has been compiled: give the plain model, which is then run without compiling")
-    call = capture(model)
+    call = make(model)
     call.handle = Handle(model, call)
-    model.__dict__[PLACE] = call
+    call.install()
     if example is not None:
         try_out(model, example)
     return call.handle

@@ -35,7 +35,9 @@ class Outcome:
 class Report:
     """Every norm call of a model, in order of execution. Complete after the first call of the model."""
 
+    mode: str = ""  # the mode that runs
     outcomes: dict[tuple[str, int], Outcome] = field(default_factory=dict)
+    complete: bool = False  # whether the model has been called
     breaks: tuple[str, ...] = ()  # why parts of the model could not be captured
 
     def record(self, outcome: Outcome) -> None:
@@ -60,15 +62,23 @@ class Report:
         return len(self.sites) - self.fused
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"fused": int, "skipped": int, "sites": [...], "breaks": [...]}``, JSON-ready."""
+        """``{"fused": int, "skipped": int, "sites": [...], "breaks": [...], "mode": str}``, JSON-ready."""
         sites = [{**asdict(outcome), "folded": list(outcome.folded)} for outcome in self.sites]
-        return {"fused": self.fused, "skipped": self.skipped, "sites": sites, "breaks": list(self.breaks)}
+        return {
+            "fused": self.fused,
+            "skipped": self.skipped,
+            "sites": sites,
+            "breaks": list(self.breaks),
+            "mode": self.mode,
+        }
 
     def __str__(self) -> str:
         if not self.outcomes and not self.breaks:
-            return "no norm calls seen yet: the report is complete after the first call of the model"
+            when = "" if self.complete else " yet: the report is complete after the first call of the model"
+            return f"no norm calls seen{when}"
         alone = f", {self.plain} more run as a plain norm" if self.plain else ""
-        lines = [f"{self.fused} of {len(self.outcomes)} norm calls fused with their sum{alone}"]
+        mode = f" (mode {self.mode})" if self.mode else ""
+        lines = [f"{self.fused} of {len(self.outcomes)} norm calls fused with their sum{alone}{mode}"]
         lines += [f"  {outcome}" for outcome in self.sites]
         lines += [f"  not captured in one piece: {reason}" for reason in self.breaks]
         return "\n".join(lines)

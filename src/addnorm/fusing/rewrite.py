@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._higher_order_ops.wrap import TagActivationCheckpoint, tag_activation_checkpoint
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
 from .nodes import example, same, shape
 from .sites import Site
@@ -53,12 +55,27 @@ def of_graph(graph: Graph, targets: dict[Site, Target]) -> list[tuple[Site, Targ
 
 
 def copied(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
-    """A copy of the graph, and where each node went."""
+    """A copy of the graph, and where each node went. What is checkpointed in it can run as it stands."""
     copy, copies = Graph(), {}
     for node in graph.nodes:
         copies[node] = copy.node_copy(node, lambda source: copies[source])
+        if node.target is tag_activation_checkpoint:
+            copies[node].target = checkpointed
     copy._codegen = graph._codegen
     return copy, copies
+
+
+def checkpointed(body: GraphModule, *args: Any, **kwargs: Any) -> Any:
+    """Activation checkpointing of a captured body.
+
+    torch's own operation for it is meant for a compiler: run as it stands it recomputes with other random numbers than
+    it drew at first, and gives wrong gradients wherever there is dropout.
+    """
+    options, inputs = TagActivationCheckpoint.divide_kwargs(kwargs)
+    options = {name: options[name] for name in ("preserve_rng_state", "determinism_check") if name in options}
+    if "_checkpoint_context_fn" in body.meta:
+        options["context_fn"] = body.meta["_checkpoint_context_fn"]
+    return checkpoint(body, *args, use_reentrant=False, **options, **inputs)
 
 
 def put(

@@ -13,7 +13,7 @@ from .report import Outcome
 from .rewrite import original
 from .sites import Site
 
-Results = tuple[Tensor, Tensor]
+Results = tuple[Tensor, ...]
 SLOW = "eager"  # the backend in plain torch, which gains nothing where there is no sum
 ROUNDINGS = 8  # of the result's type, beside twice the original's error
 

@@ -13,10 +13,9 @@ from torch._dynamo.utils import counters
 from torch.fx import GraphModule, Node
 
 from ..fusing.capture import isolation, summary, traced
+from ..fusing.nodes import module_of
 from ..fusing.rewrite import copied
 from ..fusing.sites import Site, find_sites
-
-ROOT = "L['model']"  # how Dynamo names the argument of `traced` that the model is
 
 
 @dataclass(frozen=True)
@@ -139,9 +138,8 @@ class ProbedCall:
 
     def place(self, site: Site, weight: Tensor | None) -> Place:
         """A piece that serves several modules is traced with no path: then the weight tells whose call it is."""
-        stack = site.norm.result.meta.get("nn_module_stack") or {}
-        name = next((entry[0] for entry in reversed(stack.values())), "")
-        name = name[len(ROOT) :].lstrip(".") if name.startswith(ROOT) else self._owners.get(id(weight), name)
+        name, known = module_of(site.norm.result)
+        name = name if known else self._owners.get(id(weight), name)
         self._seen[name] += 1
         return Place(name, self._seen[name] - 1)
 

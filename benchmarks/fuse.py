@@ -1,0 +1,151 @@
+"""What `addnorm.fuse` gains in whole models, in each mode: inference and a training step with dropout, interleaved.
+
+python -m benchmarks.fuse [MODEL ...] [--modes eager modules inductor] [--out FILE]     # adds to FILE
+python -m benchmarks.fuse --markdown --out FILE                                         # the table of FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import addnorm
+from addnorm.clock import interleaved
+from addnorm.demo import minilm
+from addnorm.machine import describe, version
+from tests.support.models import Size, build, cases, first
+
+FILE = Path("benchmarks/results/fuse.json")
+SIZE = Size(layers=2, width=256, heads=4, inner=1024, words=1000, sentences=4, length=64, image=32)
+REAL = "MiniLM, real weights"
+MODES = ("eager", "modules", "inductor")
+NATIVE = "torch.compile"  # beside mode "inductor": the same without fusing
+
+Models = dict[str, nn.Module]
+
+
+def model_and_inputs(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    if name == REAL:
+        return minilm.load_model(), minilm.Tokenizer()(minilm.load_sentences()[:16])
+    case = cases(SIZE)[name]
+    torch.manual_seed(1)
+    return build(case), case.inputs()
+
+
+def fused(model: nn.Module, modes: list[str]) -> Models:
+    """Copies of the model: as it is, in each mode, and compiled without fusing where a mode compiles."""
+    models = {"original": model, **{mode: copy.deepcopy(model) for mode in modes}}
+    for mode in modes:
+        addnorm.fuse(models[mode], mode=mode)
+    if "inductor" in modes:
+        models[NATIVE] = copy.deepcopy(model)
+        models[NATIVE].compile()
+    return models
+
+
+def inference(model: nn.Module, inputs: dict[str, Tensor]) -> Callable[[], object]:
+    model.eval()
+    return torch.no_grad()(lambda: first(model(**inputs)))
+
+
+def training(model: nn.Module, inputs: dict[str, Tensor]) -> Callable[[], object]:
+    """Forward with dropout and backward."""
+    model.train()
+
+    def step() -> None:
+        model.zero_grad()
+        first(model(**inputs)).square().mean().backward()
+
+    return step
+
+
+USES = {"inference": inference, "training": training}
+
+
+def agree(models: Models, inputs: dict[str, Tensor]) -> bool:
+    """Whether every copy's output is as near to float64 as the original's."""
+    wide = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
+    with torch.no_grad():
+        exact = first(copy.deepcopy(models["original"]).double().eval()(**wide))
+        errors = {}
+        for name, model in models.items():
+            model.eval()
+            for _ in range(2):  # the first call of a fused model tries its sites, the second may be another code
+                output = first(model(**inputs))
+            errors[name] = ((output.double() - exact).norm() / exact.norm()).item()
+    return all(error <= 2 * errors["original"] + 2**-22 for error in errors.values())
+
+
+def measure(name: str, modes: list[str], rounds: int) -> list[dict]:
+    model, inputs = model_and_inputs(name)
+    models = fused(model, modes)
+    if not agree(models, inputs):
+        raise SystemExit(f"{name}: outputs disagree, no times are given")
+    rows = []
+    for use, step in USES.items():
+        steps = {kind: step(each, inputs) for kind, each in models.items()}
+        for each in steps.values():
+            for _ in range(3):
+                each()
+        seconds = interleaved(steps, rounds=rounds, warmup=1)
+        rows.append({"model": name, "use": use, "seconds": seconds})
+        ratios = ", ".join(f"{kind} {seconds['original'] / taken:.3f}x" for kind, taken in seconds.items())
+        print(f"{name}, {use}: {1e3 * seconds['original']:.1f} ms; {ratios}", flush=True)
+    return rows
+
+
+def markdown(results: dict) -> str:
+    """Original time over the fused model's; with Inductor also that of the model compiled without fusing."""
+    merged: dict[tuple[str, str], dict[str, float]] = {}
+    for row in results["rows"]:
+        ratios = {kind: row["seconds"]["original"] / taken for kind, taken in row["seconds"].items()}
+        merged.setdefault((row["model"], row["use"]), {}).update(
+            {**ratios, "original": 1e3 * row["seconds"]["original"]}
+        )
+    kinds = [kind for kind in (*MODES, NATIVE) if any(kind in found for found in merged.values())]
+    lines = [f"| model | | original, ms | {' | '.join(kinds)} |", f"| - | - | -: |{' -: |' * len(kinds)}"]
+    for (name, use), found in merged.items():
+        cells = [f"{found[kind]:.2f}x" if kind in found else "" for kind in kinds]
+        lines.append(f"| {name} | {use} | {found['original']:.1f} | {' | '.join(cells)} |")
+    machine = results["machine"]
+    where = f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}; torch {machine['torch']}, "
+    versions = f"transformers {results['transformers']}, addnorm {machine['addnorm']}; {machine['date'][:10]}."
+    return "\n".join([*lines, "", where + versions])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=[], help="of the table, by default all")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["eager", "modules"])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=FILE)
+    parser.add_argument("--markdown", action="store_true")
+    args = parser.parse_args()
+    results = json.loads(args.out.read_text()) if args.out.exists() else {"rows": []}
+    if args.markdown:
+        print(markdown(results))
+        return
+    warnings.simplefilter("ignore")
+    for name in args.models or [REAL, *cases(SIZE)]:
+        rows = measure(name, args.modes, args.rounds)
+        replaced = {(row["model"], row["use"], *row["seconds"]) for row in rows}
+        kept = [row for row in results["rows"] if (row["model"], row["use"], *row["seconds"]) not in replaced]
+        results = {
+            "machine": asdict(describe()),
+            "transformers": version("transformers"),
+            "size": asdict(SIZE),
+            "rows": [*kept, *rows],
+        }
+        args.out.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

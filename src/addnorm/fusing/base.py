@@ -1,0 +1,142 @@
+"""What stands in a fused model's place of call, whatever the mode."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn.modules import module as module_file
+
+from .report import Outcome, Report
+
+PLACE = "_compiled_call_impl"  # what torch.nn.Module.__call__ calls instead of forward; never copied nor saved
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+OURS = ("forward", "__getstate__")  # what `visible` sets in a model's __dict__
+NORMS = ("LayerNorm", "RMSNorm")  # how the names of classes of norms end
+
+
+class InPlace:
+    """What of ours stands in a module's place of call."""
+
+
+class FusedCall(InPlace, ABC):
+    """A model's call, fused. One class for each mode."""
+
+    mode: ClassVar[str]
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.report = Report(mode=self.mode)
+        self.handle: Any = None
+        self._first = True
+        self._before: Any = None  # what had the model's place of call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            compiled_around(type(self.model).__name__)
+            return self.model._call_impl(*args, **kwargs)
+        return self.call(*args, **kwargs)
+
+    @abstractmethod
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model's own call gives."""
+
+    def install(self) -> None:
+        self._before = put(self.model, self)
+        if "forward" not in self.model.__dict__:
+            self.model.__dict__.update(visible(self.model))
+
+    def remove(self) -> None:
+        """Give the model its own call back, unless another took this one's place."""
+        if take(self.model, self, self._before):
+            hide(self.model)
+
+    def complete(self) -> None:
+        """After the first pass: tell of the norms that were not seen, and warn where nothing is fused."""
+        self._first, self.report.complete = False, True
+        for name in unseen(self.model, self.report):
+            self.report.record(Outcome(name, 0, "", fused=False, reason=self.why_unseen(name)))
+        if not self.gained():
+            name = type(self.model).__name__
+            warnings.warn(f"addnorm.fuse found nothing to fuse in {name}: {self.report}", stacklevel=6)
+
+    def gained(self) -> int:
+        """How many norm calls the mode is there for run fused."""
+        return self.report.fused
+
+    @abstractmethod
+    def why_unseen(self, name: str) -> str:
+        """Why no call of a norm module was seen."""
+
+
+def hook_dicts(modules: Iterable[nn.Module]) -> list[dict[int, Any]]:
+    """Where the hooks of modules are kept, and those of all modules."""
+    own = [getattr(module, name) for module in modules for name in HOOKS]
+    return own + [getattr(module_file, f"_global{name}") for name in HOOKS]
+
+
+@torch._dynamo.assume_constant_result
+def compiled_around(name: str) -> None:
+    """Called while Dynamo traces a fused model for another, who compiles around it; not for one fused as a whole."""
+    frame = sys._getframe()
+    while frame := frame.f_back:
+        if isinstance(frame.f_locals.get("self"), FusedCall):
+            return
+    warnings.warn(
+        f"the fused {name} is compiled once more by torch.compile, which takes its plain code: nothing is fused there. "
+        "Undo the fusing and give torch.compile options={'pre_grad_custom_pass': addnorm.FusePass()}, or fuse with "
+        "mode='inductor' and do not compile around it",
+        stacklevel=2,
+    )
+
+
+def put(module: nn.Module, call: Any) -> Any:
+    """Sets what runs in place of a module's call; what did so before, None if nothing."""
+    before = module.__dict__.get(PLACE)
+    module.__dict__[PLACE] = call
+    return before
+
+
+def take(module: nn.Module, call: Any, before: Any) -> bool:
+    """The way back, unless another has taken the place since; whether it was."""
+    if module.__dict__.get(PLACE) is not call:
+        return False
+    del module.__dict__[PLACE]
+    if before is not None:
+        module.__dict__[PLACE] = before
+    return True
+
+
+def visible(model: nn.Module) -> dict[str, Any]:
+    """What makes the place of a model's call visible to Dynamo when another compiles around the model.
+
+    Dynamo goes straight to the class's forward where the instance has none of its own. So it gets one, the same; and
+    what copies and saves the model is kept from seeing that, as `torch.nn.Module.__getstate__` keeps it from PLACE.
+    """
+
+    def state() -> dict[str, Any]:
+        found = {**type(model).__getstate__(model)}  # pyright: ignore
+        return {name: value for name, value in found.items() if name not in OURS}
+
+    return {"forward": model.forward, "__getstate__": state}
+
+
+def hide(model: nn.Module) -> None:
+    """Undoes `visible`, where another has not set these since."""
+    own = getattr(model.__dict__.get("forward"), "__func__", None)
+    if "__getstate__" in model.__dict__:
+        del model.__dict__["__getstate__"]
+        if own is type(model).forward:
+            del model.__dict__["forward"]
+
+
+def unseen(model: nn.Module, report: Report) -> list[str]:
+    """The model's norm modules of which no call was seen."""
+    called = {name for name, _ in report.outcomes}
+    norms = {name for name, module in model.named_modules() if type(module).__name__.endswith(NORMS)}
+    return sorted(norms - called)

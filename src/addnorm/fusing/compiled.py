@@ -1,0 +1,63 @@
+"""Mode "inductor": the sites are tried as in mode "eager", then the model is compiled with those that agree fused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._inductor.compile_fx import compile_fx
+from torch.fx import GraphModule
+
+from .capture import EagerCall, isolation, traced
+from .inductor import FusePass
+from .nodes import module_of
+from .report import Report
+from .sites import Site
+
+
+class TriedPass(FusePass):
+    """A `FusePass` that leaves alone what was tried and did not agree, and tells the report what is Inductor's."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self.report = report
+
+    def objection(self, site: Site) -> str:
+        tried = self.outcomes(site)
+        return super().objection(site) or next((outcome.reason for outcome in tried if not outcome.fused), "")
+
+    def left(self, site: Site, reason: str) -> None:
+        super().left(site, reason)
+        for outcome in self.outcomes(site):
+            if outcome.fused or outcome.plain:
+                self.report.record(replace(outcome, backend="inductor", reason=outcome.reason or reason))
+
+    def outcomes(self, site: Site) -> list[Any]:
+        """Those of the module that calls the norm."""
+        name, known = module_of(site.norm.result)
+        return [outcome for outcome in self.report.sites if known and outcome.norm == name]
+
+
+class InductorCall(EagerCall):
+    """The model, compiled by Inductor with its sites fused; see `addnorm.fuse` for what it promises."""
+
+    mode = "inductor"
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._compiled = torch.compile(traced(model), backend=self.compile, **isolation())
+
+    def entry(self) -> Callable[..., Any]:
+        return super().entry() if self._open or self._first else self._compiled
+
+    def compile(self, module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        """Dynamo's backend."""
+        self.look_over()
+        self.captures += 1
+        TriedPass(self.report)(module.graph)
+        module.recompile()
+        compiled: Any = compile_fx(module, inputs)
+        return self.noted(compiled)

@@ -1,0 +1,44 @@
+"""torch's own fast path: a whole encoder layer as one operation, in eval without gradients. It is left to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.fx import Graph
+
+from .nodes import is_call, module_of
+
+REASON = "torch's own fast path runs the whole layer as one operation (nn.TransformerEncoderLayer without gradients)"
+
+
+def fast_layers(graph: Graph) -> Iterator[str]:
+    """The paths of the encoder layers that a captured graph calls as one operation."""
+    for node in graph.nodes:
+        if is_call(node, torch._transformer_encoder_layer_fwd):
+            yield module_of(node)[0]
+
+
+class NestedEncoders:
+    """The model's `nn.TransformerEncoder`s that turn padded inputs into nested tensors.
+
+    They do so in eval without gradients, leave out the padding, and give zeros there. Under capture they do not
+    (`torch.compiler.is_compiling`), which would be slower and would give other numbers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.encoders = {
+            path: part
+            for path, part in model.named_modules()
+            if isinstance(part, nn.TransformerEncoder) and part.use_nested_tensor
+        }
+
+    def take_over(self) -> bool:
+        """Whether one of them could do so in a call here and now."""
+        return any(not encoder.training and not graded(encoder) for encoder in self.encoders.values())
+
+
+def graded(module: nn.Module) -> bool:
+    """Whether a call here and now would keep what the gradients of the module's parameters need."""
+    return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())

@@ -1,0 +1,60 @@
+"""A kind of module that can run fused by itself, and what one of its norms becomes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Part:
+    """One norm of the module: its attribute there ("" for the module itself), and what it takes in."""
+
+    norm: str
+    kind: str  # "layer" or "rms"
+    folded: tuple[str, ...] = ()
+    stream: bool = False
+
+
+class Local(ABC):
+    """One module, fused. Its attributes are read at each call, so that what changes in the module holds here."""
+
+    bypassed: ClassVar[tuple[str, ...]] = ()  # submodules that the fused forward does not call as modules
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @staticmethod
+    @abstractmethod
+    def matches(module: nn.Module) -> bool:
+        """Whether the module looks like one of this kind. Its results are compared with the module's before use."""
+
+    @abstractmethod
+    def parts(self) -> tuple[Part, ...]:
+        """The norms that the fused forward replaces, in order."""
+
+    def left_to(self, *args: Any, **kwargs: Any) -> str:
+        """Why the module's own forward is to run, here and now with these arguments; "" where the fused one may."""
+        return ""
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward, fused."""
+
+
+def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Whether a module is of exactly this class, with the class's forward."""
+    return type(module) is kind and "forward" not in module.__dict__
+
+
+def rate(dropout: nn.Module) -> float:
+    """The probability with which a dropout drops, as it is set now."""
+    return dropout.p if dropout.training else 0.0  # pyright: ignore
+
+
+def affine(norm: nn.Module) -> dict[str, Any]:
+    """A LayerNorm's arguments of `add_norm`."""
+    return {"weight": norm.weight, "bias": norm.bias, "eps": norm.eps}

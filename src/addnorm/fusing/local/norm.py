@@ -1,0 +1,64 @@
+"""A norm by itself: torch's, and those that models write, as far as numbers tell that they are the same."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...functional import add_norm
+from ..base import NORMS
+from .base import Local, Part, is_plain
+
+EPS = ("eps", "variance_epsilon", "epsilon")  # the names that models give it
+
+
+class Norm(Local):
+    """``norm(x)`` over the last dimension."""
+
+    def __init__(self, module: nn.Module, kind: str, offset: float = 0.0) -> None:
+        super().__init__(module)
+        self.kind = kind
+        self.options: dict[str, Any] = {"norm": kind}
+        if offset:
+            self.options["weight_offset"] = offset
+
+    @staticmethod
+    def matches(module: nn.Module) -> bool:
+        if type(module) in (nn.LayerNorm, nn.RMSNorm):
+            return len(module.normalized_shape) == 1  # pyright: ignore
+        weight = getattr(module, "weight", None)
+        named = type(module).__name__.endswith(NORMS) and eps_name(module) is not None
+        one_input = len(inspect.signature(module.forward).parameters) == 1
+        return named and one_input and isinstance(weight, Tensor) and weight.dim() == 1
+
+    def left_to(self, *args: Any, **kwargs: Any) -> str:
+        return "" if len(args) + len(kwargs) == 1 else "it is called with more than its input"
+
+    def parts(self) -> tuple[Part, ...]:
+        return (Part("", self.kind),)
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        (x,), module = (*args, *kwargs.values()), self.module
+        return add_norm(x, None, module.weight, getattr(module, "bias", None), eps=self.eps(x), **self.options)  # pyright: ignore
+
+    def eps(self, x: Tensor) -> float:
+        name = eps_name(self.module)
+        if name is None:  # torch's RMSNorm has its own default, by the type of its arithmetic
+            return torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
+        return getattr(self.module, name)
+
+
+def readings(module: nn.Module) -> list[Local]:
+    """What a norm may be: torch's are what they are called, of others only numbers tell."""
+    if is_plain(module, nn.LayerNorm):
+        return [Norm(module, "layer")]
+    if is_plain(module, nn.RMSNorm):
+        return [Norm(module, "rms")]
+    return [Norm(module, kind, offset) for kind in ("rms", "layer") for offset in (0.0, 1.0)]
+
+
+def eps_name(module: nn.Module) -> str | None:
+    return next((name for name in EPS if isinstance(getattr(module, name, None), float)), None)

@@ -1,0 +1,123 @@
+"""torch's own encoder and decoder layers, post-norm and pre-norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from ...functional import add_norm, add_norm_stream
+from ..fast_path import REASON, graded
+from .base import Local, Part, affine, is_plain, rate
+
+METHODS = ("forward", "_sa_block", "_ff_block", "_mha_block")
+
+
+class Layer(Local):
+    """What both have: sublayers that each end in a dropout, a norm for each, before or after."""
+
+    own: type[nn.Module]
+    norms: tuple[str, ...]
+
+    @classmethod
+    def is_own(cls, module: nn.Module) -> bool:
+        """Whether the module runs torch's code, not a subclass's."""
+        own = isinstance(module, cls.own) and "forward" not in module.__dict__
+        return own and all(getattr(type(module), name, 0) is getattr(cls.own, name, 0) for name in METHODS)
+
+    def parts(self) -> tuple[Part, ...]:
+        if self.module.norm_first:  # the first norm's sum is made in the layer before
+            return tuple(Part(name, "layer", ("dropout", "add"), stream=True) for name in self.norms[1:])
+        return tuple(Part(name, "layer", ("dropout", "add")) for name in self.norms)
+
+    def left_to(self, *args: Any, **kwargs: Any) -> str:
+        module = self.module
+        if all(is_plain(getattr(module, name), nn.LayerNorm) for name in self.norms):
+            return ""
+        return "one of its norms has been replaced"
+
+    def chain(self, x: Tensor, *branches: Any) -> Tensor:
+        """All sublayers: a branch is a function of its input; after each come its dropout, the sum and a norm."""
+        module = self.module
+        rates = [rate(getattr(module, f"dropout{index}")) for index in range(1, len(branches) + 1)]
+        if not module.norm_first:
+            for branch, p, name in zip(branches, rates, self.norms, strict=True):
+                x = add_norm(branch(x), x, dropout_p=p, **affine(getattr(module, name)))
+            return x
+        y = getattr(module, self.norms[0])(x)
+        for branch, p, name in zip(branches[:-1], rates[:-1], self.norms[1:], strict=True):
+            y, x = add_norm_stream(branch(y), x, dropout_p=p, **affine(getattr(module, name)))
+        return x + getattr(module, f"dropout{len(branches)}")(branches[-1](y))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """As the layer's ``_ff_block``, without the last dropout."""
+        module: Any = self.module
+        return module.linear2(module.dropout(module.activation(module.linear1(x))))
+
+
+class EncoderLayer(Layer):
+    """`torch.nn.TransformerEncoderLayer`, wherever torch's own fast path does not run."""
+
+    own, norms = nn.TransformerEncoderLayer, ("norm1", "norm2")
+    bypassed = ("norm1", "norm2", "dropout1", "dropout2")
+
+    @staticmethod
+    def matches(module: nn.Module) -> bool:
+        return EncoderLayer.is_own(module)
+
+    def left_to(self, *args: Any, **kwargs: Any) -> str:
+        return super().left_to() if self.module.training or graded(self.module) else REASON
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        module: Any = self.module
+        padding = F._canonical_mask(
+            src_key_padding_mask, "src_key_padding_mask", F._none_or_dtype(src_mask), "src_mask", src.dtype
+        )
+        mask = F._canonical_mask(src_mask, "src_mask", None, "", src.dtype, False)
+
+        def attend(x: Tensor) -> Tensor:
+            options = {"attn_mask": mask, "key_padding_mask": padding, "need_weights": False, "is_causal": is_causal}
+            return module.self_attn(x, x, x, **options)[0]
+
+        return self.chain(src, attend, self.feed_forward)
+
+
+class DecoderLayer(Layer):
+    """`torch.nn.TransformerDecoderLayer`."""
+
+    own, norms = nn.TransformerDecoderLayer, ("norm1", "norm2", "norm3")
+    bypassed = ("norm1", "norm2", "norm3", "dropout1", "dropout2", "dropout3")
+
+    @staticmethod
+    def matches(module: nn.Module) -> bool:
+        return DecoderLayer.is_own(module)
+
+    def forward(
+        self,
+        tgt: Tensor,
+        memory: Tensor,
+        tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None,
+        tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+    ) -> Tensor:
+        module: Any = self.module
+
+        def attend(x: Tensor) -> Tensor:
+            options = {"attn_mask": tgt_mask, "key_padding_mask": tgt_key_padding_mask, "need_weights": False}
+            return module.self_attn(x, x, x, is_causal=tgt_is_causal, **options)[0]
+
+        def look(x: Tensor) -> Tensor:
+            options = {"attn_mask": memory_mask, "key_padding_mask": memory_key_padding_mask, "need_weights": False}
+            return module.multihead_attn(x, memory, memory, is_causal=memory_is_causal, **options)[0]
+
+        return self.chain(tgt, attend, look, self.feed_forward)

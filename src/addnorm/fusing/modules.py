@@ -1,0 +1,152 @@
+"""Mode "modules": nothing is captured; modules whose own forward holds a norm run fused, each by itself."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ..functional import explain_dispatch
+from .base import PLACE, FusedCall, InPlace, hook_dicts, put, take
+from .local import KINDS, Local, Part
+from .report import Outcome
+from .trial import SLOW, disagreement
+
+ALONE = "the norm alone: a sum before it is made in another module's code, which this mode does not see"
+
+UNJUDGED = "there was no finite number to judge it by yet"
+
+
+class ModulesCall(FusedCall):
+    """The model's own call, with some of its modules fused; see `addnorm.fuse` for what it promises."""
+
+    mode = "modules"
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        found = {path: LocalCall.of(module, path, self) for path, module in model.named_modules()}
+        self._calls = {path: call for path, call in found.items() if call is not None}
+        self._own = self._calls.pop("", None)  # the model's own, where it is of a kind itself
+        self._befores: dict[str, Any] = {}
+        self.watching = True  # whether calls are counted and reported: in the first pass
+
+    def install(self) -> None:
+        super().install()
+        self._befores = {path: put(call.module, call) for path, call in self._calls.items()}
+
+    def remove(self) -> None:
+        super().remove()
+        for path, call in self._calls.items():
+            take(call.module, call, self._befores.get(path))
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        result = (self.model._call_impl if self._own is None else self._own)(*args, **kwargs)
+        if self._first:
+            self.watching = False
+            for call in self._calls.values():
+                call.count = 0
+            self.complete()
+        return result
+
+    def gained(self) -> int:
+        return self.report.fused + self.report.plain
+
+    def why_unseen(self, name: str) -> str:
+        return "not called as a module, or its class is of no kind that this mode knows"
+
+
+class LocalCall(InPlace):
+    """What runs in place of one module's call."""
+
+    def __init__(self, path: str, readings: list[Local], owner: ModulesCall) -> None:
+        self.path, self.owner = path, owner
+        self.module = readings[0].module
+        self.local: Local | None = None  # the reading that is trusted
+        self.reason: str | None = None  # None until real numbers were compared, then "" or what is wrong
+        self.backend = ""
+        self.count = 0  # of the calls in this pass
+        self._readings = readings
+        bypassed = (getattr(self.module, name) for name in readings[0].bypassed)
+        self._hooks = hook_dicts([self.module, *bypassed])
+
+    @classmethod
+    def of(cls, module: nn.Module, path: str, owner: ModulesCall) -> LocalCall | None:
+        """For a module of a known kind that runs its own code."""
+        if "forward" in module.__dict__ or (path and module.__dict__.get(PLACE) is not None):
+            return None
+        return next((cls(path, read(module), owner) for kind, read in KINDS.items() if kind.matches(module)), None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling() or any(self._hooks):  # hooks see the modules' own values
+            return self.module._call_impl(*args, **kwargs)
+        left = self._readings[0].left_to(*args, **kwargs)
+        if self.owner.watching or (self.reason is None and not left):
+            self.watch(left, *args, **kwargs)
+        if left or self.local is None:
+            return self.module._call_impl(*args, **kwargs)
+        return self.local.forward(*args, **kwargs)
+
+    def watch(self, left: str, *args: Any, **kwargs: Any) -> None:
+        """Try the fused forward, where that has not been done, and report this call."""
+        if self.reason is None and not left:
+            self.local, self.reason, self.backend = judged(self._readings, args, kwargs)
+        reason = left or self.reason or ""
+        local = self.local or self._readings[0]
+        for part in local.parts():
+            self.owner.report.record(self.outcome(part, reason))
+        if self.owner.watching:
+            self.count += 1
+
+    def outcome(self, part: Part, reason: str) -> Outcome:
+        """What became of one norm of the module."""
+        norm = ".".join(name for name in (self.path, part.norm) if name)
+        if self.local is None or reason:
+            return Outcome(norm, self.count, part.kind, fused=False, reason=reason or UNJUDGED)
+        if not part.folded:
+            return Outcome(norm, self.count, part.kind, False, plain=True, reason=ALONE, backend=self.backend)
+        return Outcome(norm, self.count, part.kind, True, part.folded, part.stream, backend=self.backend)
+
+
+@torch.no_grad()
+def judged(readings: list[Local], args: Any, kwargs: Any) -> tuple[Local | None, str | None, str]:
+    """``(reading, reason, backend)``: the first reading that gives what the module gives, or why there is none.
+
+    Compared is a copy of the module in eval mode, so without dropout, with itself in float64.
+    """
+    try:
+        twin = copy.deepcopy(readings[0].module).eval()
+        before = tensors(twin(*args, **kwargs))
+        with torch.autocast(device_type=before[0].device.type, enabled=False):
+            exact = tensors(copy.deepcopy(twin).double()(*wide(args), **wide(kwargs)))
+    except (TypeError, ValueError, RuntimeError) as error:
+        return None, f"it can not be tried on a copy: {error}", ""
+    reason: str | None = ""
+    for reading in readings:
+        local = copy.copy(reading)
+        local.module = twin
+        try:
+            after = tensors(local.forward(*args, **kwargs))
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = f"add_norm refuses it: {error}"
+            continue
+        reason = disagreement(after, before, exact)
+        if reason == "":
+            backend = explain_dispatch(after[0], norm=reading.parts()[0].kind).chosen
+            if backend == SLOW and not reading.parts()[0].folded:
+                return None, f"{ALONE}; no kernel takes it alone", ""
+            return reading, "", backend
+    return None, reason, ""
+
+
+def tensors(result: Any) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def wide(arguments: Any) -> Any:
+    """The arguments with every floating-point tensor in float64."""
+    return tree_map(
+        lambda value: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value, arguments
+    )

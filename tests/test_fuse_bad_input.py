@@ -1,0 +1,118 @@
+"""What `fuse` refuses, and errors inside a fused model: clear, and the model untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from addnorm.fusing import fuse
+from addnorm.fusing.base import PLACE
+
+WIDTH = 8
+
+
+class Sublayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 1:
+            raise KeyError("no rows")
+        return self.norm(x + self.linear(x))
+
+
+def compiled() -> nn.Module:
+    model = Sublayer()
+    model.compile(backend="eager")
+    return model
+
+
+def partly_compiled() -> nn.Module:
+    return nn.Sequential(Sublayer(), compiled())
+
+
+def scripted() -> nn.Module:
+    return torch.jit.trace(Sublayer(), torch.randn(2, WIDTH))
+
+
+def on_meta() -> nn.Module:
+    return Sublayer().to("meta")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("mode", ["auto", "eager", "inductor", "modules"])
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (compiled, "model has been compiled"),
+        (partly_compiled, "the model's part 1 has been compiled"),
+        (scripted, "model is TorchScript"),
+        (on_meta, "linear.weight is on the meta device"),
+    ],
+)
+def test_refused_and_untouched(build: Callable[[], nn.Module], message: str, mode: str) -> None:
+    model = build()
+    before = {path: part.__dict__.get(PLACE) for path, part in model.named_modules()}
+    with pytest.raises(ValueError, match=message):
+        fuse(model, mode=mode)
+    assert {path: part.__dict__.get(PLACE) for path, part in model.named_modules()} == before
+    assert "__getstate__" not in model.__dict__
+
+
+@pytest.mark.parametrize("mode", ["eager", "modules"])
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_an_error_of_the_models_own(mode: str, seen_before: bool) -> None:
+    model = Sublayer()
+    with fuse(model, mode=mode) as handle:
+        if seen_before:
+            model(torch.randn(2, WIDTH))
+        with pytest.raises(KeyError, match="no rows"):
+            model(torch.randn(WIDTH))
+        with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied") as found:
+            model(torch.randn(2, WIDTH + 1))
+        assert type(found.value) is RuntimeError
+        model(torch.randn(2, WIDTH))
+        assert handle.report.fused == (mode == "eager")
+
+
+def test_what_can_not_be_captured_runs_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from addnorm.fusing import capture
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the graph makes no sense")
+
+    monkeypatch.setattr(capture, "Piece", broken)
+    model, x = Sublayer(), torch.randn(2, WIDTH)
+    before = model(x)
+    with fuse(model) as handle:
+        with pytest.warns(UserWarning, match="could not capture|nothing to fuse") as warned:
+            assert torch.equal(model(x), before)
+        assert torch.equal(model(x), before)
+    assert any("could not capture Sublayer" in str(w.message) for w in warned)
+    assert "the graph makes no sense" in handle.report.breaks[0]
+    assert [site.reason for site in handle.report.sites] == ["the model was not captured"]
+
+
+def test_the_outermost_with_undoes() -> None:
+    model = Sublayer()
+    with fuse(model) as outer:
+        with fuse(model) as inner:
+            assert inner is outer
+        assert PLACE in model.__dict__
+    assert PLACE not in model.__dict__
+
+
+def test_frozen_parameters_are_fused() -> None:
+    model = Sublayer().requires_grad_(False)
+    x = torch.randn(2, WIDTH, requires_grad=True)
+    (before,) = torch.autograd.grad(model(x).square().sum() + model(x).sum(), x)
+    with fuse(model) as handle:
+        for _ in range(2):
+            (after,) = torch.autograd.grad(model(x).square().sum() + model(x).sum(), x)
+    assert handle.report.fused == 1
+    assert (after - before).abs().max() < 1e-5
+    assert all(p.grad is None for p in model.parameters())
