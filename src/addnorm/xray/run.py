@@ -44,7 +44,7 @@ def inspect(model: nn.Module, batches: Iterable[Batch], *, loss: Loss | None = N
         ``.to_dict()`` everything.
 
     Raises:
-        TypeError: model is no module, or batches are of another kind.
+        TypeError: model is no module, batches are of another kind, or loss is no function.
         ValueError: no batch, no Add & Norm site, or a loss that is no scalar with a gradient.
 
     >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -52,7 +52,7 @@ def inspect(model: nn.Module, batches: Iterable[Batch], *, loss: Loss | None = N
     >>> [site.site for site in found.sites], found.findings
     (['norm1', 'norm2'], ())
     """
-    check(model, batches)
+    check(model, batches, loss)
     model = getattr(model, "_orig_mod", model)
     start = time.perf_counter()
     run = Run(model, loss)
@@ -66,7 +66,7 @@ def inspect(model: nn.Module, batches: Iterable[Batch], *, loss: Loss | None = N
     return run.result(count, time.perf_counter() - start)
 
 
-def check(model: Any, batches: Any) -> None:
+def check(model: Any, batches: Any, loss: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(batches, (Tensor, Mapping, str, bytes)) or not isinstance(batches, Iterable):
@@ -74,6 +74,8 @@ def check(model: Any, batches: Any) -> None:
             f"batches must be an iterable of batches, each a tensor, a tuple or a dict; got {type(batches).__name__}: "
             "give one batch as [batch]"
         )
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss must be a function of the output, or of output and batch, got {type(loss).__name__}")
 
 
 @contextmanager
