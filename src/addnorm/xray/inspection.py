@@ -58,7 +58,7 @@ class Inspection:
         """What to look at first: the findings of one site, else those of the whole model.
 
         It is the first site beyond a limit that is no rule of thumb, for what is wrong there is carried on; else the
-        one with most findings, those of too much before those of too little, which may only stand beside it.
+        one with most findings of too much (too little may only be beside it), then with most of any kind.
         """
 
         def weight(site: str) -> tuple[bool, int, int]:
