@@ -116,10 +116,18 @@ def test_no_width_needs_sideways_scrolling(browser: Any, width: int) -> None:
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
 
 
-def test_the_answer_fits_one_screen(browser: Any) -> None:
-    resize(browser, 1280, 800)
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_the_answer_fits_one_screen(browser: Any, width: int, height: int) -> None:
+    resize(browser, width, height)
+    browser.execute_async_script("const done = arguments[0]; setTimeout(done, 300)")
     bottom = "return document.getElementById('section-1').getBoundingClientRect().bottom + scrollY"
-    assert browser.execute_script(bottom) <= 800
+    assert browser.execute_script(bottom) <= height
+
+
+def test_a_claim_leads_to_its_section(browser: Any) -> None:
+    links = browser.execute_script("return [...document.querySelectorAll('td a')].map((a) => a.getAttribute('href'))")
+    assert sorted(links) == sorted(f"#claim-{name}" for name in SHORT)
+    assert browser.execute_script("return arguments[0].every((link) => document.querySelector(link))", links)
 
 
 def test_what_is_hostile_does_not_run(browser: Any, tmp_path: Path) -> None:

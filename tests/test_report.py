@@ -69,7 +69,8 @@ class Loads(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        loading = [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.loads += [value for value in loading if not value.startswith("#")]  # a place in the page itself
         assert not any(name.startswith("on") for name, _ in attrs)
 
 

@@ -211,6 +211,34 @@ def test_bad_input(arguments: tuple[Any, ...], error: type[Exception], message: 
         inspect(*arguments)
 
 
+def test_a_loss_that_is_none_is_refused() -> None:
+    with pytest.raises(TypeError, match="loss must be a function of the output, or of output and batch, got int"):
+        inspect(Pre(1), [torch.zeros(1, 2, WIDTH)], loss=3)  # pyright: ignore[reportArgumentType]
+
+
+def test_each_token_is_told_of() -> None:
+    """A measurement's tokens: as many as there are real ones, their worst by name, in memory that does not grow."""
+    model = Pre(2).double()
+    batch = inputs()
+    found = inspect(model, [batch, inputs(2)], loss=loss)
+    f = model.sites[0].branch(batch["x"]).detach()
+    ratio = (f.norm(dim=-1) / batch["x"].norm(dim=-1)).masked_fill(~MASK.bool(), -1)
+    once = inspect(model, [batch], loss=loss).sites[0].details["residual_ratio"]["worst"][0]
+    assert once["value"] == pytest.approx(ratio.max().item(), rel=1e-12)
+    assert [once["sequence"], once["position"]] == [int(i) for i in torch.unravel_index(ratio.argmax(), ratio.shape)]
+    by_token = {
+        "magnitude", "padding_leakage", "residual_ratio", "alignment", "branch_dependency", "block_influence",
+        "norm_growth", "rank_collapse", "sigma", "conditioning", "identity_share", "gradient_profile",
+    }  # fmt: skip
+    tokens = {"padding_leakage": 9, "rank_collapse": 16}  # one batch is padded anew; a sequence of one has no rank
+    for site in found.sites:
+        for name in by_token:
+            told = site.details[name]
+            assert sum(count for _, count in told["tokens"]["bins"]) == tokens.get(name, 18), name
+            assert len(told["worst"]) == 8
+            assert told["tokens"]["min"] <= told["tokens"]["p50"] <= told["tokens"]["max"]
+
+
 def test_a_loss_without_a_gradient_is_refused() -> None:
     for wrong, message in ((lambda output: output, "scalar tensor, got a tensor"), (lambda _: 1.0, "got float")):
         with pytest.raises(ValueError, match=message):

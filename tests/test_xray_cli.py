@@ -11,7 +11,7 @@ import pytest
 from addnorm import cli
 from addnorm.report import inspect as report
 from addnorm.report import page
-from addnorm.report.document import Document, Heatmap, Section
+from addnorm.report.document import Board, Cell, Document, Figure, Heatmap, Section
 from addnorm.xray import Inspection, inspect
 
 from .support.faulty import Post
@@ -44,8 +44,10 @@ def test_minilm_has_the_findings_that_are_explained(capsys: Capture, tmp_path: P
     assert Loads(text).loads == []
     assert text.index("Findings") < text.index("All sites") < text.index("Distributions")
     drawn = [json.loads(each) for each in re.findall(r'<script type="application/json">(.*?)</script>', text, re.S)]
-    (overview, sigma) = (each for each in drawn if each["data"][0]["type"] == "heatmap")
-    assert len(overview["data"][0]["y"]) == len(sigma["data"][0]["y"]) == 13
+    (sigma,) = (each for each in drawn if each["data"][0]["type"] == "heatmap")
+    assert len(sigma["data"][0]["y"]) == 13
+    assert {each["site"] for each in found["first"]} == {"encoder.layer.5.output.LayerNorm"}
+    assert found["machine"]["torch"]
     explained = (Path(__file__).parents[1] / "docs" / "inspect.md").read_text()
     assert all(measurement in explained for _, measurement in EXPECTED)
 
@@ -64,10 +66,14 @@ def test_a_document_says_where_to_look_first(found: Inspection) -> None:
 
 
 def test_hostile_names_stay_text() -> None:
-    figure = Heatmap(HOSTILE, (HOSTILE,), (HOSTILE,), ((1.0,),), HOSTILE, ((HOSTILE,),), ((HOSTILE,),))
-    html = page.render(Document(HOSTILE, (), (Section(HOSTILE, figures=(figure,)),)))
+    figure = Heatmap(HOSTILE, (HOSTILE,), (HOSTILE,), ((1.0,),), HOSTILE, HOSTILE, HOSTILE, ((HOSTILE,),))
+    curve = Figure(HOSTILE, ("1",), {HOSTILE: (1.0,)}, HOSTILE, lines=True, x_label=HOSTILE, names=(HOSTILE,))
+    board = Board(HOSTILE, HOSTILE, (HOSTILE,), ((HOSTILE, (Cell(HOSTILE, 1.0, HOSTILE),)),))
+    section = Section(HOSTILE, figures=(figure, curve), boards=(board,), anchor=HOSTILE)
+    html = page.render(Document(HOSTILE, (), (section,)))
     assert "img" not in Loads(html).tags
-    assert "<" not in report.hover(HOSTILE, "sigma", 1.0).replace("<br>", "")
+    for hover in (page.heat(figure)["data"][0]["hovertext"][0][0], page.bars(curve)["data"][0]["hovertext"][0]):
+        assert "<" not in hover
 
 
 @pytest.mark.parametrize(

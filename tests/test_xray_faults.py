@@ -189,3 +189,40 @@ def test_float16_overflow_inside_the_model_is_found() -> None:
         model.sites[2].linear.weight *= 3000
     model.sites[2].scale = 1000.0
     assert ("sites.2.norm", "nonfinite") in seen(inspect(model, [data().half()]))
+
+
+ALONE = [  # each fault, and all that is found: what it is, and what follows from it
+    (idle, 1, {"residual_ratio", "block_influence"}, set()),
+    # The stream that it leaves is so long that the next branch hardly turns it.
+    (exploding, 2, {"residual_ratio", "branch_dependency"},
+     {("sites.3.norm", "residual_ratio"), ("sites.3.norm", "block_influence"), ("", "norm_growth")}),
+    (dead, 1, {"dead_channels"}, set()),
+    # A y that is scaled down to a fourth makes the next branch as small.
+    (large_eps, 1, {"sigma"}, {("sites.2.norm", "block_influence")}),
+    # The last sum is all branch: its norm takes out what came along the skip, and the gradient with it.
+    (overflowing, 3, {"magnitude", "residual_ratio", "branch_dependency"},
+     {("", "norm_growth"), ("", "gradient_profile"), ("sites.0.norm", "identity_share")}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("plant", "site", "measurements", "follows"), ALONE, ids=lambda v: getattr(v, "__name__", ""))
+def test_only_the_planted_fault_is_found_and_looked_at_first(
+    plant: Plant, site: int, measurements: set[str], follows: set[tuple[str, str]]
+) -> None:
+    model = Pre(SITES)
+    plant(model)
+    found = inspect(model, [data()], loss=square)
+    assert seen(found) == {(f"sites.{site}.norm", name) for name in measurements} | follows
+    assert {each.site for each in found.first} == {f"sites.{site}.norm"}
+
+
+def test_what_is_carried_on_is_looked_at_where_it_begins() -> None:
+    x = data()
+    x[2, 4, 7] = 5000.0
+    massive = inspect(Pre(SITES), [x], loss=square)
+    assert seen(massive) == {(f"sites.{i}.norm", "massive_activations") for i in range(SITES)}
+    x[2, 4, 7] = torch.nan
+    broken = inspect(Pre(SITES), [x])
+    assert seen(broken) == {(f"sites.{i}.norm", "nonfinite") for i in range(SITES)}
+    assert {each.site for each in massive.first + broken.first} == {"sites.0.norm"}
+    assert "sequence 2, token 4" in broken.first[0].evidence

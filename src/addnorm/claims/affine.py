@@ -88,7 +88,8 @@ CLAIM = Claim(
     "wrong",
     "The premise is wrong (claim 9), and so is the origin: gamma and beta come with BatchNorm (2015) and LayerNorm "
     "(2016). They are one fixed number per feature, the same for every input, and before a Linear they add nothing "
-    "that its weights could not do: they fold into it, and the outputs stay equal.",
+    "that its weights could not do: they fold into it, and the outputs stay equal. (In Post-LN y is the next "
+    "skip too: there they can not fold into the sublayer alone.)",
     "W (gamma xhat + beta) + b = (W diag gamma) xhat + (b + W beta)",
     "Ioffe & Szegedy 2015, arXiv:1502.03167, section 3; Ba et al. 2016, arXiv:1607.06450; the fold: algebra",
     run,

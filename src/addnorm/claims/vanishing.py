@@ -89,8 +89,9 @@ CLAIM = Claim(
     "Skips against vanishing gradients",
     "Skip connections solve the vanishing gradient problem of deep networks.",
     "loose",
-    "Without skips the gradient of a linear net shrinks by the layer's variance each layer; with them it grows, and "
-    "explodes with depth unless a norm, a small initialisation or a scale holds it. And plain nets need not vanish: "
+    "In a linear net each layer multiplies the gradient's mean square by the variance of its gain: below 1 it "
+    "vanishes. With skips it is multiplied by 1 + that variance, and explodes with depth unless a norm, a small "
+    "initialisation or a scale holds it. And plain nets need not vanish: "
     "with a norm in each layer the gradient keeps its size, as He et al. noted of BatchNorm. What skips then ease is "
     "optimisation itself.",
     "y = W x: E|g_0|^2 = sigma^(2L) |g_L|^2        y = x + W x: E|g_0|^2 = (1 + sigma^2)^L |g_L|^2",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_output(args)
+    from ..machine import describe
+
     sentences = read(args.text) if args.text else None
     with progress(args) as report_progress:
         found = inspected(args.path, sentences, report_progress)
@@ -36,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
 
         return document(found)
 
-    deliver(args, found.to_dict(), document)
+    deliver(args, {**found.to_dict(), "machine": asdict(describe())}, document)
 
 
 def read(path: Path) -> list[str]:

@@ -25,7 +25,7 @@ def add_output(parser: argparse.ArgumentParser) -> Any:
     """How a result is given: the group of which one may be chosen for stdout."""
     parser.add_argument("--html", metavar="FILE", type=Path, help="also write one self-contained page")
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--json", action="store_true", help="print one JSON object, with hardware and versions")
+    group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return group
 
 

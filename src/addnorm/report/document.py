@@ -9,17 +9,20 @@ from ..plot import Plot
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first `labels` columns are words, the others numbers."""
+    """Cells as text; the first `labels` columns are words, the others numbers. `links` has, for each row, the section
+    that its first cell leads to."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     labels: int = 1
     notes: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Values over categories; None leaves a gap, and a series without any keeps its colour for other figures."""
+    """Values over categories; None leaves a gap, and a series without any keeps its colour for other figures. `names`
+    says more of each category than its label on the axis."""
 
     title: str
     categories: tuple[str, ...]
@@ -27,22 +30,50 @@ class Figure:
     unit: str
     logarithmic: bool = False
     lines: bool = False  # over depth, say; a logarithmic figure has lines anyway
+    x_label: str = ""
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A colour for each row and column, from low to high; None leaves a cell blank. `texts` stand in the cells, where
-    they are given; `hovers` say more about each."""
+    """A colour for each row and column; None leaves a cell blank. `hovers` say more about each."""
 
     title: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
     unit: str
-    texts: tuple[tuple[str, ...], ...] = ()
+    x_label: str = ""
+    y_label: str = ""
     hovers: tuple[tuple[str, ...], ...] = ()
-    low: float | None = None
-    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number on a scale of how near it is to its limit: 0 far, 1 at it, more beyond; None where it has none."""
+
+    text: str
+    severity: float | None
+    hover: str
+
+    @property
+    def share(self) -> int:
+        """The strength of its colour, in per cent: full at twice the limit."""
+        return round(50 * min(max(self.severity or 0.0, 0.0), 2.0))
+
+    @property
+    def beyond(self) -> bool:
+        return self.severity is not None and self.severity > 1
+
+
+@dataclass(frozen=True)
+class Board:
+    """A heat map with its numbers in it, as a table that sorts; a pointer on a cell shows its hover below."""
+
+    title: str
+    corner: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -57,6 +88,8 @@ class Section:
     quote: str = ""  # what is discussed, before the text
     formula: str = ""  # after the text
     picture: str = ""  # name of a template: a drawing beside the text
+    boards: tuple[Board, ...] = ()
+    anchor: str = ""  # what links lead to
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,13 @@ def overview(result: Explanation) -> Section:
     rows = tuple((f"{claim.number}. {claim.text}", claim.verdict, held(evidence)) for claim, evidence in result.claims)
     counts = [(verdict, sum(claim.verdict == verdict for claim, _ in result.claims)) for verdict in VERDICTS]
     text = "Of what is commonly said, " + ", ".join(f"{count} {verdict}" for verdict, count in counts) + "."
-    return Section("What is said of it", (text,), (Table(("claim", "verdict", "numbers in band"), rows, labels=2),))
+    links = tuple(anchor(claim) for claim, _ in result.claims)
+    table = Table(("claim", "verdict", "numbers in band"), rows, labels=2, links=links)
+    return Section("What is said of it", (text,), (table,))
+
+
+def anchor(claim: Claim) -> str:
+    return f"claim-{claim.name}"
 
 
 def held(evidence: Evidence) -> str:
@@ -63,6 +69,7 @@ def section(claim: Claim, evidence: Evidence) -> Section:
         badge=claim.verdict,
         quote=claim.text,
         formula=lines(claim.formula),
+        anchor=anchor(claim),
     )
 
 
@@ -84,6 +91,8 @@ def band(number: Number) -> str:
     low, high = (abs(limit) != float("inf") for limit in (number.low, number.high))
     if low and high:
         same = number.low == number.high
+        if not same and digits(number.low) == digits(number.high):
+            return f"{digits(number.low)} ± {(number.high - number.low) / 2:.1g}"
         return f"exactly {digits(number.low)}" if same else f"{digits(number.low)} to {digits(number.high)}"
     if low:
         return f"at least {digits(number.low)}"

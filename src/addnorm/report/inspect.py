@@ -3,99 +3,113 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
-from ..xray import Inspection
+import torch
+
+from ..machine import cpu_model
+from ..xray import Finding, Inspection
+from ..xray.inspection import SiteResult
 from ..xray.measurements import MEASUREMENTS
-from .document import Document, Figure, Heatmap, Section, Table, digits, duration
+from ..xray.streaming import place
+from .document import Board, Cell, Document, Figure, Heatmap, Section, Table, digits, duration
 
-SHOWN = ("residual_ratio", "sigma")  # whose worst tokens are listed
+WORST = {  # whose worst tokens are listed, and what those are
+    "residual_ratio": "largest |f| / |x|",
+    "alignment": "least cos(x, f)",
+    "sigma": "least sigma",
+    "magnitude": "largest value",
+    "gradient_profile": "largest gradient",
+}
+LISTED = 3  # of each
 QUANTILES = ("min", "p05", "p50", "p95", "max")
+ORDER = "site, in order of execution"
+STAR = "* a rule of thumb: it says where to look, not that something is wrong"
 
 
 def document(found: Inspection) -> Document:
     """Everything that was found, the warnings first."""
-    sections = (warnings(found), overview(found), depth(found), distributions(found), worst(found), legend())
+    sections = (warnings(found), overview(found), depth(found), distributions(found), worst(found), legend(found))
     return Document(f"addnorm inspect: {found.model}", summary(found), sections, facts(found))
 
 
 def summary(found: Inspection) -> tuple[str, ...]:
     """What was looked at, how much there is to see, and where to look first."""
     mode = "forward and backward" if found.backward else "forward"
-    lines = [
-        f"{len(found.sites)} Add & Norm sites, {found.sites[0].tokens} real tokens in {found.batches} batches, {mode}.",
-        f"{len(found.findings)} findings." if found.findings else "Nothing suspicious was found.",
-    ]
-    counts = {site.site: sum(each.site == site.site for each in found.findings) for site in found.sites}
-    first = max(counts, key=lambda name: (counts[name], beyond(found, name)))
-    if counts[first]:
-        what = "; ".join(f"{each.measurement}: {each.meaning}" for each in found.findings if each.site == first)
-        lines.append(f"Look first at {first}: {what}")
-    return tuple(lines)
+    looked = (
+        f"{len(found.sites)} Add & Norm sites, {found.sites[0].tokens} real tokens in {found.batches} batches, {mode}."
+    )
+    if not found.findings:
+        return looked, "Nothing suspicious was found."
+    hard = sum(not each.heuristic for each in found.findings)
+    count = f"{len(found.findings)} findings, {hard} of them beyond a limit that is no rule of thumb."
+    site = found.first[0].site
+    reasons = " ".join(reason(each) for each in found.first)
+    return looked, count, f"Look first at {site or 'the whole model'}: {reasons}"
 
 
-def beyond(found: Inspection, name: str) -> float:
-    """How far the worst value of a site lies beyond its limit."""
-    site = next(site for site in found.sites if site.site == name)
-    return max((value for each in MEASUREMENTS if (value := severity(each, site.values[each])) is not None), default=0)
+def reason(finding: Finding) -> str:
+    """A finding in a line, without what to do."""
+    title = MEASUREMENTS[finding.measurement].title
+    return f"{title} {number(finding.value)} (limit {limit(finding)}): {finding.meaning}"
+
+
+def limit(finding: Finding) -> str:
+    return f"{number(finding.threshold)}{'*' if finding.heuristic else ''}"
 
 
 def warnings(found: Inspection) -> Section:
+    """Findings of one kind together: those of the site to look at first, then limits, then rules of thumb."""
+    if not found.findings:
+        return Section("Findings", ("None: every value is inside its limits.",))
+    kinds: dict[tuple[str, str], list[Finding]] = {}
+    for finding in sorted(found.findings, key=lambda each: (each not in found.first, each.heuristic)):
+        kinds.setdefault((finding.measurement, finding.meaning), []).append(finding)
     rows = tuple(
         (
-            each.site or "the model",
-            MEASUREMENTS[each.measurement].title,
-            f"{each.meaning} {f'({each.evidence}) ' if each.evidence else ''}{each.action}",
-            number(each.value),
-            f"{number(each.threshold)}{'*' if each.heuristic else ''}",
+            MEASUREMENTS[measurement].title,
+            "\n".join(f"{each.site or 'the model'}: {number(each.value)}" for each in same),
+            "\n".join((f"{meaning} {same[0].action}", *dict.fromkeys(each.evidence for each in same if each.evidence))),
+            limit(same[0]),
         )
-        for each in found.findings
+        for (measurement, meaning), same in kinds.items()
     )
-    columns = ("site", "measurement", "what it means, what to do", "value", "limit")
-    if not rows:
-        return Section("Findings", ("None: every value is inside its limits.",))
-    return Section("Findings", tables=(Table(columns, rows, labels=3, notes=("* a rule of thumb",)),))
+    columns = ("finding", "where, value", "what it means, what to do", "limit")
+    return Section("Findings", tables=(Table(columns, rows, labels=3, notes=(STAR,)),))
 
 
 def overview(found: Inspection) -> Section:
     """Sites down, measurements across: colours say how near each value is to its limit."""
-    names = [name for name in MEASUREMENTS if any(site.values[name] is not None for site in found.sites)]
-    cells = [[site.values[name] for name in names] for site in found.sites]
-
-    def each(function: Callable[[str, str, float | None], Any]) -> tuple[tuple[Any, ...], ...]:
-        return tuple(
-            tuple(function(site.site, name, value) for name, value in zip(names, row, strict=True))
-            for site, row in zip(found.sites, cells, strict=True)
-        )
-
-    figure = Heatmap(
-        title="How near each value is to its limit: 0 is far, 1 is at the limit, 2 and more is beyond",
-        rows=tuple(site.site for site in found.sites),
-        columns=tuple(MEASUREMENTS[name].title for name in names),
-        values=each(lambda _, name, value: capped(severity(name, value))),
-        unit="of the limit",
-        texts=each(lambda _, name, value: number(value)),
-        hovers=each(lambda site, name, value: hover(site, name, value)),
-        low=0.0,
-        high=2.0,
+    names = measured(found)
+    rows = tuple(
+        (f"{index} {site.site}", tuple(cell(site, name) for name in names)) for index, site in enumerate(found.sites, 1)
     )
-    rows = tuple((MEASUREMENTS[name].title, *ends(found, name)) for name in names)
-    text = "Blank colours have no limit of their own: the sites are judged together, or nothing was measured."
-    return Section("All sites", (text,), (Table(("over the sites", "least", "most"), rows),), (figure,))
+    board = Board(
+        "Heat map of sites and measurements: the nearer to its limit, the stronger the colour; framed is beyond. Cells "
+        "without colour have no limit of their own: the sites are judged together, or nothing was measured. A click on "
+        "a heading sorts.",
+        "site",
+        tuple(MEASUREMENTS[name].title for name in names),
+        rows,
+    )
+    return Section("All sites", boards=(board,))
+
+
+def cell(site: SiteResult, name: str) -> Cell:
+    measurement, value = MEASUREMENTS[name], site.values[name]
+    words = f"{site.site}: {measurement.title} {number(value)}\n{measurement.formula}\nhealthy: {measurement.healthy}"
+    short = None if value is None else float(f"{value:.2g}")
+    return Cell(number(short), severity(name, value), words)
+
+
+def measured(found: Inspection) -> list[str]:
+    """The measurements that any site has."""
+    return [name for name in MEASUREMENTS if any(site.values[name] is not None for site in found.sites)]
 
 
 def ends(found: Inspection, name: str) -> tuple[str, str]:
     """The least and the most of a measurement over the sites."""
     values = [value for site in found.sites if (value := site.values[name]) is not None]
-    return number(min(values)), number(max(values))
-
-
-def hover(site: str, name: str, value: float | None) -> str:
-    """A cell in words. Plotly reads markup in labels: what could be markup is written out."""
-    measurement = MEASUREMENTS[name]
-    text = f"{site}\n{measurement.title}: {number(value)}\n{measurement.formula}\nhealthy: {measurement.healthy}"
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", "<br>")
+    return (number(min(values)), number(max(values))) if values else ("–", "–")
 
 
 def severity(name: str, value: float | None) -> float | None:
@@ -105,18 +119,14 @@ def severity(name: str, value: float | None) -> float | None:
     return max((each for each in found if each is not None), default=None)
 
 
-def capped(value: float | None) -> float | None:
-    return None if value is None else min(value, 2.0)
-
-
 def depth(found: Inspection) -> Section:
     """Curves over the sites, in order of execution."""
-    categories = tuple(site.site for site in found.sites)
+    names = tuple(site.site for site in found.sites)
 
-    def curve(title: str, unit: str, *names: str, logarithmic: bool = False) -> Figure:
+    def curve(title: str, unit: str, *chosen: str, logarithmic: bool = False) -> Figure:
         series = {MEASUREMENTS[name].title: tuple(usable(site.values[name], logarithmic) for site in found.sites)
-                  for name in names}  # fmt: skip
-        return Figure(title, categories, series, unit, logarithmic, lines=True)
+                  for name in chosen}  # fmt: skip
+        return Figure(title, numbered(found), series, unit, logarithmic, True, ORDER, names)
 
     curves = (
         curve("Branch beside the stream", "ratio", "residual_ratio", "branch_dependency", "block_influence"),
@@ -137,69 +147,79 @@ def usable(value: float | None, logarithmic: bool) -> float | None:
     return value
 
 
+def numbered(found: Inspection) -> tuple[str, ...]:
+    """The sites as an axis shows them; the heat map has their names."""
+    return tuple(str(index) for index in range(1, len(found.sites) + 1))
+
+
 def distributions(found: Inspection) -> Section:
     """Of sigma over tokens, of gamma over channels."""
     spreads = [dict(map(tuple, site.details["sigma"]["tokens"]["bins"])) for site in found.sites]
     edges = sorted({edge for bins in spreads for edge in bins})
-    sites = tuple(site.site for site in found.sites)
+    names = tuple(site.site for site in found.sites)
     shares = tuple(tuple(bins.get(edge, 0) / max(sum(bins.values()), 1) for edge in edges) for bins in spreads)
     figures: list[Figure | Heatmap] = []
     if edges:
         columns = tuple(f"{edge:.3g}" for edge in edges)
-        figures.append(Heatmap("sigma: share of tokens from each value up", sites, columns, shares, "share"))
+        hovers = tuple(
+            tuple(f"{name}\nsigma from {column}: {share:.1%}" for column, share in zip(columns, row, strict=True))
+            for name, row in zip(names, shares, strict=True)
+        )
+        title = "sigma, what each token is divided by: share of the tokens in each bin"
+        figures.append(Heatmap(title, numbered(found), columns, shares, "share", "sigma, from", "site", hovers))
     for name in ("gamma", "beta"):
-        found_quantiles = [site.details["gamma_outliers"][name] or {} for site in found.sites]
-        series = {share: tuple(each.get(share) for each in found_quantiles) for share in QUANTILES}
-        if any(found_quantiles):
-            figures.append(Figure(f"{name}: quantiles over channels", sites, series, name, lines=True))
+        quantiles = [site.details["gamma_outliers"][name] or {} for site in found.sites]
+        series = {share: tuple(each.get(share) for each in quantiles) for share in QUANTILES}
+        if any(quantiles):
+            title = f"{name}: quantiles over the channels"
+            figures.append(Figure(title, numbered(found), series, name, lines=True, x_label=ORDER, names=names))
     return Section("Distributions", figures=tuple(figures))
 
 
 def worst(found: Inspection) -> Section:
     """The tokens and channels that stand out most."""
-    tokens = tuple(
-        (site.site, MEASUREMENTS[name].title, place(entry), number(entry["value"]))
-        for name in SHOWN
+    tokens = [
+        (WORST[name], site.site, place(entry), number(entry["value"]))
+        for name in WORST
         for site, entry in sorted(
-            ((site, entry) for site in found.sites for entry in site.details[name]["worst"][:1]),
-            key=lambda pair: pair[1]["value"] * (-1 if name == "residual_ratio" else 1),
-        )[:4]
-    )
-    massive = tuple(
-        (site.site, MEASUREMENTS["massive_activations"].title, place(entry), number(entry["value"]))
+            ((site, entry) for site in found.sites for entry in site.details.get(name, {}).get("worst", ())[:1]),
+            key=lambda pair: pair[1]["value"] * (1 if WORST[name].startswith("least") else -1),
+        )[:LISTED]
+    ]
+    tokens += [
+        (MEASUREMENTS[name].title, site.site, place(entry), number(entry["value"]))
+        for name in ("nonfinite", "massive_activations")
         for site in found.sites
-        for entry in site.details["massive_activations"]["worst"]
-    )
+        for entry in site.details[name]["worst"]
+    ]
     channels = tuple(
-        (site.site, MEASUREMENTS[name].title, ", ".join(map(str, site.details[name]["channels"])))
-        for site in found.sites
+        (MEASUREMENTS[name].title, site.site, ", ".join(map(str, site.details[name]["channels"])))
         for name in ("outlier_channels", "dead_channels", "gamma_outliers")
+        for site in found.sites
         if site.details[name]["channels"]
     )
-    tables = [Table(("site", "measurement", "token", "value"), tokens + massive, labels=3)]
+    tables = [Table(("token with the", "site", "where", "value"), tuple(tokens), labels=3)]
     if channels:
-        tables.append(Table(("site", "measurement", "channels"), channels, labels=3))
-    return Section("Worst tokens and channels", tables=tuple(tables))
+        tables.append(Table(("measurement", "site", "channels"), channels, labels=3))
+    text = "Of each measurement the three sites that have the worst. Batches, sequences and tokens count from 0."
+    return Section("Worst tokens and channels", (text,), tuple(tables))
 
 
-def place(entry: dict[str, Any]) -> str:
-    names = ("batch", "sequence", "position", "channel")
-    return ", ".join(f"{name} {entry[name]}" for name in names if name in entry)
-
-
-def legend() -> Section:
-    """What each measurement is."""
-    rows = tuple((each.title, each.formula, each.healthy, each.source) for each in MEASUREMENTS.values())
-    text = "x is the stream, f the branch, z = x + f, y = norm(z); limits with a star are rules of thumb."
-    return Section(
-        "The measurements", (text,), (Table(("measurement", "formula", "healthy", "source"), rows, labels=4),)
+def legend(found: Inspection) -> Section:
+    """What each measurement is, and its range over the sites."""
+    rows = tuple(
+        (each.title, each.formula, each.healthy, each.source, *ends(found, name)) for name, each in MEASUREMENTS.items()
     )
+    text = "x is the stream, f the branch, z = x + f, y = norm(z). Most limits are rules of thumb, marked with a star."
+    columns = ("measurement", "formula", "healthy", "source", "least", "most")
+    return Section("The measurements", (text,), (Table(columns, rows, labels=4),))
 
 
 def facts(found: Inspection) -> dict[str, str]:
     overhead = found.overhead
     skipped = {f"no site: {name}": reason for name, reason in found.skipped.items()}
     return {
+        "Machine": f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "Overhead": f"{digits(overhead.factor)} times a plain pass of {duration(overhead.plain)}",
         "Capture": duration(overhead.capture),
         "Took": duration(overhead.total),

@@ -59,11 +59,14 @@ def bars(figure: Figure) -> dict[str, Any]:
     for index, (name, values) in enumerate(figure.series.items()):
         if any(value is not None for value in values):  # an empty one keeps its colour, so that all figures agree
             colour, points = COLOURS[index % len(COLOURS)], {"name": name, "x": categories, "y": list(values)}
+            if figure.names:
+                points["hovertext"] = [plain(each) for each in figure.names]
             line = go.Scatter(**points, mode="lines+markers", marker_color=colour, connectgaps=True)
             lines = figure.logarithmic or figure.lines
             traces.append(line if lines else go.Bar(**points, marker_color=colour))
+    xaxis = {"title": {"text": figure.x_label}, "type": "category"}
     yaxis = {"title": {"text": figure.unit}, "type": axis_type(figure.logarithmic)}
-    return go.Figure(traces, layout({"type": "category"}, yaxis)).to_plotly_json()
+    return go.Figure(traces, layout(xaxis, yaxis)).to_plotly_json()
 
 
 def curves(figure: Plot) -> dict[str, Any]:
@@ -102,7 +105,7 @@ def layout(xaxis: dict[str, Any], yaxis: dict[str, Any]) -> go.Layout:
         **BARE,
         barmode="group",
         height=360,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top"},
         xaxis={"automargin": True, **xaxis},
         yaxis=yaxis,
     )
@@ -110,11 +113,9 @@ def layout(xaxis: dict[str, Any], yaxis: dict[str, Any]) -> go.Layout:
 
 def heat(figure: Heatmap) -> dict[str, Any]:
     """Rows from the top down."""
-    options: dict[str, Any] = {"zmin": figure.low, "zmax": figure.high}
-    if figure.texts:
-        options |= {"text": [list(row) for row in figure.texts], "texttemplate": "%{text}", "textfont": {"size": 10}}
+    options: dict[str, Any] = {}
     if figure.hovers:
-        options |= {"hovertext": [list(row) for row in figure.hovers], "hoverinfo": "text"}
+        options = {"hovertext": [[plain(text) for text in row] for row in figure.hovers], "hoverinfo": "text"}
     trace = go.Heatmap(
         x=list(figure.columns),
         y=list(figure.rows),
@@ -128,11 +129,16 @@ def heat(figure: Heatmap) -> dict[str, Any]:
     )
     axes = go.Layout(
         **BARE,
-        height=140 + 24 * max(len(figure.rows), 6),
-        xaxis={"automargin": True, "type": "category", "side": "top", "tickangle": -45},
-        yaxis={"automargin": True, "type": "category", "autorange": "reversed"},
+        height=110 + 20 * max(len(figure.rows), 8),
+        xaxis={"title": {"text": figure.x_label}, "automargin": True, "type": "category"},
+        yaxis={"title": {"text": figure.y_label}, "automargin": True, "type": "category", "autorange": "reversed"},
     )
     return go.Figure([trace], axes).to_plotly_json()
+
+
+def plain(text: str) -> str:
+    """Plotly reads markup in labels: what could be markup is written out."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", "<br>")
 
 
 DRAWN: dict[type, Callable[[Any], dict[str, Any]]] = {Figure: bars, Plot: curves, Heatmap: heat}

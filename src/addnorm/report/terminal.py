@@ -23,6 +23,8 @@ def show(document: Document, console: Console | None = None) -> None:
     for name, value in document.facts.items():
         console.print(f"  [dim]{escape(name)}[/dim] {escape(value)}", highlight=False)
     for section in document.sections:
+        if not (section.text or section.tables or section.quote or section.formula):
+            continue  # figures alone, which a terminal has no place for
         badge = f"  [reverse] {escape(section.badge)} [/reverse]" if section.badge else ""
         console.print(f"\n[bold]{escape(section.title)}[/bold]{badge}")
         if section.quote:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from .streaming import Where
 from .tokens import Tokens
 
 
@@ -76,11 +77,11 @@ class Measurement(ABC):
     def update(self, tokens: Tokens) -> None:  # noqa: B027
         """The real tokens of one call of the site."""
 
-    def gradient(self, rows: Tensor, *, identity: bool) -> None:  # noqa: B027
+    def gradient(self, rows: Tensor, where: Where, *, identity: bool) -> None:  # noqa: B027
         """The loss's gradient on the stream after the site, real tokens; `identity`: with all branches detached."""
 
-    def repadded(self, change: float) -> None:  # noqa: B027
-        """The largest change of a real token's output when only the padding's content changed."""
+    def repadded(self, changes: Tensor, where: Where) -> None:  # noqa: B027
+        """The largest change of each real token's output when only the padding's content changed, ``(rows,)``."""
 
     @property
     @abstractmethod

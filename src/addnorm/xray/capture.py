@@ -10,12 +10,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
+from ..call import Call
 from ..fusing.capture import isolation, summary, traced
 from ..fusing.nodes import module_of
 from ..fusing.rewrite import copied
 from ..fusing.sites import Site, find_sites
+from .written import WrittenSite, in_steps, written_sites
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Place:
 class Kind:
     """What is known of a site from the graph alone."""
 
-    norm: str  # "layer" or "rms"
+    norm: str  # "layer", "rms"...
     eps: float
     weight_offset: float
     carry: str  # what the next block adds to: "z", the sum (pre-norm), or "y", its norm (post-norm)
@@ -98,47 +100,66 @@ class ProbedCall:
     def with_probes(self, module: GraphModule) -> GraphModule:
         """A copy of the module, and of the graphs inside it, with a call of the probe at each site."""
         graph, copies = copied(module.graph)
-        sites = find_sites(module.graph)
+        sites, written = find_sites(module.graph), written_sites(module.graph)
+        flows = [*map(flow_of, sites), *map(flow_of_written, written)]
         for site in sites:
-            result = copies[site.norm.result]
-            parameters = [None if node is None else copies[node] for node in (site.norm.weight, site.norm.bias)]
-            if site.add is None:
-                with graph.inserting_after(result):
-                    graph.call_function(self.left_alone(site), (parameters[0],))
-                continue
-            add = copies[site.add]
-            branch, residual = (copies[node] for node in operands(site))
-            with graph.inserting_before(add):
-                gate = graph.call_function(self.probe.branch, (branch,))
-            add.replace_input_with(branch, gate)
-            with graph.inserting_after(result):
-                tensors = (gate, residual, add, result, *parameters)
-                graph.call_function(self.visited(site, carry(site, sites)), tensors)
+            self.watch(site, carry(flow_of(site), flows), graph, copies)
+        for call in written:
+            node = copies[call.node]
+            if call.residual is None:
+                with graph.inserting_after(node):
+                    graph.call_function(self.left_alone(call.node, "no sum: a norm alone"), (node.args[2],))
+            else:
+                node.target = self.stand_in(call, carry(flow_of_written(call), flows))
         probed = GraphModule(module, graph)
         for name, inner in module.named_children():
             if isinstance(inner, GraphModule):
                 setattr(probed, name, self.with_probes(inner))
         return probed
 
+    def watch(self, site: Site, carried: str, graph: Graph, copies: dict[Node, Node]) -> None:
+        """The probe's calls, before the sum of a site and after its norm."""
+        result = copies[site.norm.result]
+        parameters = [None if node is None else copies[node] for node in (site.norm.weight, site.norm.bias)]
+        if site.add is None:
+            with graph.inserting_after(result):
+                graph.call_function(self.left_alone(site.norm.result, site.reason), (parameters[0],))
+            return
+        add = copies[site.add]
+        branch, residual = (copies[node] for node in operands(site))
+        with graph.inserting_before(add):
+            gate = graph.call_function(self.probe.branch, (branch,))
+        add.replace_input_with(branch, gate)
+        with graph.inserting_after(result):
+            graph.call_function(self.visited(site, carried), (gate, residual, add, result, *parameters))
+
     def visited(self, site: Site, carried: str) -> Callable[..., None]:
         norm = site.norm
         kind = Kind(norm.kind, float(norm.eps), norm.weight_offset, carried)
 
         def note(x: Tensor, residual: Tensor, z: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-            place = self.place(site, weight)
+            place = self.place(norm.result, weight)
             self.probe.visit(place, kind, Visit(x, residual.expand_as(z), z, y, weight, bias))
 
         return note
 
-    def left_alone(self, site: Site) -> Callable[[Tensor | None], None]:
+    def stand_in(self, site: WrittenSite, carried: str) -> Callable[..., Any]:
+        def look(call: Call, x: Tensor, residual: Tensor, z: Tensor, y: Tensor) -> None:
+            kind = Kind(call.norm, call.eps, call.weight_offset, carried)
+            place = self.place(site.node, call.weight)
+            self.probe.visit(place, kind, Visit(x, residual, z, y, call.weight, call.bias))
+
+        return in_steps(self.probe.branch, look)
+
+    def left_alone(self, norm: Node, reason: str) -> Callable[[Tensor | None], None]:
         def note(weight: Tensor | None) -> None:
-            self.skipped[self.place(site, weight)] = site.reason
+            self.skipped[self.place(norm, weight)] = reason
 
         return note
 
-    def place(self, site: Site, weight: Tensor | None) -> Place:
+    def place(self, norm: Node, weight: Tensor | None) -> Place:
         """A piece that serves several modules is traced with no path: then the weight tells whose call it is."""
-        name, known = module_of(site.norm.result)
+        name, known = module_of(norm)
         name = name if known else self._owners.get(id(weight), name)
         self._seen[name] += 1
         return Place(name, self._seen[name] - 1)
@@ -153,13 +174,31 @@ def operands(site: Site) -> tuple[Node, Node]:
     return branch, others[0] if others else branch
 
 
-def carry(site: Site, sites: list[Site]) -> str:
+@dataclass(frozen=True)
+class Flow:
+    """What goes into a site's sum as the skip, and what comes out."""
+
+    residual: Node | None
+    sums: frozenset[Node | None]
+    norms: frozenset[Node]
+    stream: bool  # whether the sum is used beside the norm
+
+
+def flow_of(site: Site) -> Flow:
+    return Flow(site.residual, frozenset({site.add} - {None}), frozenset({site.norm.result}), site.stream)
+
+
+def flow_of_written(site: WrittenSite) -> Flow:
+    return Flow(site.residual, frozenset(site.item(1)), frozenset(site.item(0)), bool(site.item(1)))
+
+
+def carry(site: Flow, sites: list[Flow]) -> str:
     """ "z" where a later site adds to this one's sum, "y" where it adds to its norm. The last site carries what the one
     before it did; where the graph does not tell, a sum that is used elsewhere too is the stream."""
     residuals = {each.residual for each in sites}
-    if site.add in residuals:
+    if site.sums & residuals:
         return "z"
-    if site.norm.result in residuals:
+    if site.norms & residuals:
         return "y"
-    sums = {each.add for each in sites if each.add is not None}
+    sums = {node for each in sites for node in each.sums}
     return "z" if site.stream or site.residual in sums else "y"

@@ -41,21 +41,40 @@ class Overhead:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Every measurement at every site, and the warnings, those of the whole model first."""
+    """Every measurement at every site, and the warnings."""
 
     model: str
     batches: int
     backward: bool
     sites: tuple[SiteResult, ...]  # in order of execution
     overall: dict[str, float]  # the numbers that belong to the whole model
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...]  # in the order of the measurements, then of the sites
     skipped: dict[str, str]  # norm calls that are no Add & Norm sites, and why
     breaks: tuple[str, ...]  # why parts of the model could not be captured in one piece
     overhead: Overhead
 
+    @property
+    def first(self) -> tuple[Finding, ...]:
+        """What to look at first: the findings of one site, else those of the whole model.
+
+        It is the first site beyond a limit that is no rule of thumb, for what is wrong there is carried on; else the
+        one with most findings of too much (too little may only be beside it), then with most of any kind.
+        """
+
+        def weight(site: str) -> tuple[bool, int, int]:
+            here = [finding for finding in self.findings if finding.site == site]
+            if not all(finding.heuristic for finding in here):
+                return True, 0, 0
+            return False, sum(finding.value > finding.threshold for finding in here), len(here)
+
+        names = [site.site for site in self.sites if any(site.site == finding.site for finding in self.findings)]
+        chosen = max(names, key=weight, default="")
+        return tuple(finding for finding in self.findings if finding.site == chosen)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, the measurements explained."""
         found = asdict(self)
+        found["first"] = [asdict(finding) for finding in self.first]
         found["overhead"]["factor"] = self.overhead.factor
         found["measurements"] = {name: explained(name) for name in MEASUREMENTS}
         return plain(found)
@@ -67,6 +86,7 @@ class Inspection:
             f"{self.model}: {len(self.sites)} Add & Norm sites, {tokens} tokens in {self.batches} batches, {mode}; "
             f"{self.overhead.factor:.1f} times a plain pass, after {self.overhead.capture:.1f} s of capture",
             f"{len(self.findings)} finding{'s' if len(self.findings) != 1 else ''}",
+            *([f"look first at {self.first[0].site or 'the model'}"] if self.first else []),
             *(f"  {finding}" for finding in self.findings),
         ]
         names = [name for name in MEASUREMENTS if any(site.values[name] is not None for site in self.sites)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .capture import Kind, Place, ProbedCall, Visit
-from .tokens import Layout, batch_first, named_inputs, real_tokens
+from .tokens import Layout, RealTokens, batch_first, named_inputs, real_tokens
 
 PLACE = "_compiled_call_impl"  # what torch.nn.Module.__call__ calls instead of forward, where it is set
 Log = Callable[[dict[str, float]], object]
@@ -95,7 +95,7 @@ class MonitoredCall:
         self.step = 0
         self._outer = model
         self._probed: ProbedCall | None = None
-        self._layout = Layout(0, None)
+        self._real = RealTokens()
         self._looking = self._waiting = False
         self._sampled = 0
         self._sums: dict[str, Tensor] = {}
@@ -111,8 +111,7 @@ class MonitoredCall:
         """One pass with the probes looking."""
         self.flush()
         self._probed = self._probed or ProbedCall(self.model, self)
-        real = real_tokens(named_inputs(self.model, args, kwargs))
-        self._layout, self._sampled = Layout(step, real, self.batch_first), step
+        self._real, self._sampled = real_tokens(named_inputs(self.model, args, kwargs)), step
         self._looking = self._waiting = True
         try:
             return self._probed(*args, **kwargs)
@@ -126,8 +125,9 @@ class MonitoredCall:
         if not self._looking:
             return
         site = str(place)
+        layout = Layout(self._sampled, self._real.of_module(place.norm), self.batch_first)
         with torch.no_grad(), torch.autocast(visit.z.device.type, enabled=False):
-            for name, value in quick(kind, visit, self._layout).items():
+            for name, value in quick(kind, visit, layout).items():
                 self._sums[f"{site}/{name}"] = value
             if visit.weight is not None:
                 self._sums[f"{site}/gamma_norm"] = visit.weight.detach().norm()

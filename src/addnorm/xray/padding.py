@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .tokens import MASKS
+from .tokens import MASKS, RealTokens
 
 
-def repadded(args: tuple[Any, ...], kwargs: dict[str, Any], real: Tensor, *, batch_first: bool) -> tuple[Any, ...]:
+def repadded(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], real: RealTokens, *, batch_first: bool
+) -> tuple[Any, ...]:
     """``(args, kwargs)`` in which every input with one entry per token has, in the padding, entries of real tokens.
 
     Labels, which only the loss reads, and the masks stay.
     """
-
-    def changed(value: Any) -> Any:
-        return other_padding(value, real if batch_first or value.dim() < 3 else real.T)
-
     keep = {*MASKS, "labels"}
-    new_args = tuple(changed(value) if per_token(value, real) else value for value in args)
-    new_kwargs = {
-        name: changed(value) if name not in keep and per_token(value, real) else value for name, value in kwargs.items()
-    }
-    return new_args, new_kwargs
+
+    def changed(name: str, value: Any) -> Any:
+        mask = real.of_input(name)
+        if name in keep or mask is None or not per_token(value, mask):
+            return value
+        return other_padding(value, mask if batch_first or value.dim() < 3 else mask.T)
+
+    names = list(inspect.signature(model.forward).parameters)
+    names += ["" for _ in args[len(names) :]]
+    new_args = tuple(changed(name, value) for name, value in zip(names, args, strict=False))
+    return new_args, {name: changed(name, value) for name, value in kwargs.items()}
 
 
 def per_token(value: Any, real: Tensor) -> bool:
@@ -37,7 +42,7 @@ def per_token(value: Any, real: Tensor) -> bool:
 
 def other_padding(value: Tensor, real: Tensor) -> Tensor:
     """The padding filled with entries of real tokens, the last first; floating-point ones moved by 1 beside."""
-    if value.shape[:2] != real.shape:
+    if value.shape[:2] != real.shape or not real.any():
         return value
     taken = value[real].flip(0)
     count = int((~real).sum())

@@ -10,7 +10,7 @@ from torch import Tensor
 from .base import Measurement
 from .capture import Kind, Place, Visit
 from .measurements import MEASUREMENTS
-from .tokens import Layout, real_rows, tokens_of
+from .tokens import Layout, RealTokens, real_rows, tokens_of
 
 
 class SiteRecord:
@@ -30,11 +30,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.sites: dict[Place, SiteRecord] = {}
-        self.layout = Layout(0, None)
+        self.real, self.number, self.batch_first = RealTokens(), 0, True
         self.look: Callable[[Place, Kind, Visit], None] = self.ignore
         self.backward = self.identity = False
         self.leaves: list[Tensor] = []  # where a backward has to reach, so that it passes every site
         self._kept: dict[Place, Tensor] = {}
+
+    def layout(self, place: Place) -> Layout:
+        return Layout(self.number, self.real.of_module(place.norm), self.batch_first)
 
     def branch(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() or (x.requires_grad and not self.identity):
@@ -54,32 +57,31 @@ class Recorder:
     def measure(self, place: Place, kind: Kind, visit: Visit) -> None:
         site = self.sites[place]
         if not self.identity:
-            tokens = tokens_of(kind, visit, self.layout)
+            tokens = tokens_of(kind, visit, self.layout(place))
             site.tokens += len(tokens.z)
             site.padding += tokens.padding
             for measurement in site.measured.values():
                 measurement.update(tokens)
         if self.backward:
-            visit.carried(kind).register_hook(self.arrival(site))
+            visit.carried(kind).register_hook(self.arrival(site, self.layout(place)))
 
-    def arrival(self, site: SiteRecord) -> Callable[[Tensor], None]:
-        layout, identity = self.layout, self.identity
+    def arrival(self, site: SiteRecord, layout: Layout) -> Callable[[Tensor], None]:
+        identity = self.identity
 
         def note(gradient: Tensor) -> None:
-            rows = real_rows(gradient, layout)
+            rows, where = real_rows(gradient, layout)
             for measurement in site.measured.values():
-                measurement.gradient(rows, identity=identity)
+                measurement.gradient(rows, where, identity=identity)
 
         return note
 
     def keep(self, place: Place, kind: Kind, visit: Visit) -> None:
         """Remember what real tokens get."""
-        self._kept[place] = real_rows(visit.y, self.layout)
+        self._kept[place], _ = real_rows(visit.y, self.layout(place))
 
     def compare(self, place: Place, kind: Kind, visit: Visit) -> None:
         """Hold what they get now against it."""
-        before, after = self._kept.pop(place), real_rows(visit.y, self.layout)
-        known = before.isfinite()
-        change = (after - before)[known].abs().nan_to_num(nan=torch.inf)
+        before, (after, where) = self._kept.pop(place), real_rows(visit.y, self.layout(place))
+        changes = (after - before).abs().nan_to_num(nan=torch.inf).where(before.isfinite(), 0.0)
         for measurement in self.sites[place].measured.values():
-            measurement.repadded(float(change.max()) if change.numel() else 0.0)
+            measurement.repadded(changes.amax(-1), where)

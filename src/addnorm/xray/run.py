@@ -17,7 +17,7 @@ from .inspection import Inspection, Overhead, SiteResult
 from .measurements import MEASUREMENTS
 from .padding import repadded
 from .recorder import Recorder
-from .tokens import Layout, batch_first, named_inputs, real_tokens
+from .tokens import RealTokens, batch_first, named_inputs, real_tokens
 
 Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Loss = Callable[..., Tensor]
@@ -44,7 +44,7 @@ def inspect(model: nn.Module, batches: Iterable[Batch], *, loss: Loss | None = N
         ``.to_dict()`` everything.
 
     Raises:
-        TypeError: model is no module, or batches are of another kind.
+        TypeError: model is no module, batches are of another kind, or loss is no function.
         ValueError: no batch, no Add & Norm site, or a loss that is no scalar with a gradient.
 
     >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
@@ -52,7 +52,7 @@ def inspect(model: nn.Module, batches: Iterable[Batch], *, loss: Loss | None = N
     >>> [site.site for site in found.sites], found.findings
     (['norm1', 'norm2'], ())
     """
-    check(model, batches)
+    check(model, batches, loss)
     model = getattr(model, "_orig_mod", model)
     start = time.perf_counter()
     run = Run(model, loss)
@@ -66,7 +66,7 @@ def inspect(model: nn.Module, batches: Iterable[Batch], *, loss: Loss | None = N
     return run.result(count, time.perf_counter() - start)
 
 
-def check(model: Any, batches: Any) -> None:
+def check(model: Any, batches: Any, loss: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(batches, (Tensor, Mapping, str, bytes)) or not isinstance(batches, Iterable):
@@ -74,6 +74,8 @@ def check(model: Any, batches: Any) -> None:
             f"batches must be an iterable of batches, each a tensor, a tuple or a dict; got {type(batches).__name__}: "
             "give one batch as [batch]"
         )
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss must be a function of the output, or of output and batch, got {type(loss).__name__}")
 
 
 @contextmanager
@@ -99,7 +101,7 @@ class Run:
         self.recorder = Recorder()
         self.call = ProbedCall(model, self.recorder)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.batch_first = batch_first(model)
+        self.recorder.batch_first = batch_first(model)
         self.leak_tried = False
         self.times: dict[str, float] = {}
 
@@ -107,14 +109,15 @@ class Run:
         """Measure one batch."""
         args, kwargs = arguments(batch)
         real = real_tokens(named_inputs(self.model, args, kwargs))
-        self.recorder.layout = Layout(number, real, self.batch_first)
+        self.recorder.real, self.recorder.number = real, number
         if number == 0:
             self.begin(batch)
         with self.timed("inspected" if number == 0 else ""):
             self.forward_backward(batch, self.recorder.measure, identity=False)
             if self.loss is not None:
                 self.forward_backward(batch, self.recorder.measure, identity=True)
-        if real is not None and not real.all() and real.any() and not self.leak_tried:
+        padded = [mask for mask in (real.inputs, real.decoder) if mask is not None and not mask.all()]
+        if padded and not self.leak_tried:
             self.leak_tried = True
             self.repad(args, kwargs, real)
 
@@ -134,7 +137,7 @@ class Run:
 
     def why(self) -> str:
         reasons = [f"{place}: {reason}" for place, reason in self.call.skipped.items()] + list(self.call.breaks)
-        return f": {'; '.join(reasons)}" if reasons else ": it calls no LayerNorm and no RMSNorm"
+        return f": {'; '.join(reasons)}" if reasons else ": it calls no LayerNorm, no RMSNorm and no add_norm"
 
     def forward_backward(self, batch: Any, look: Callable[..., None], *, identity: bool) -> None:
         recorder = self.recorder
@@ -161,10 +164,10 @@ class Run:
         torch.autograd.grad(value.sum(), [*self.parameters, *self.recorder.leaves], allow_unused=True)
 
     @torch.no_grad()
-    def repad(self, args: tuple[Any, ...], kwargs: dict[str, Any], real: Tensor) -> None:
+    def repad(self, args: tuple[Any, ...], kwargs: dict[str, Any], real: RealTokens) -> None:
         """Run the batch as it is and with something else in the padding."""
         recorder = self.recorder
-        changed = repadded(args, kwargs, real, batch_first=self.batch_first)
+        changed = repadded(self.model, args, kwargs, real, batch_first=recorder.batch_first)
         for look, (some, named) in ((recorder.keep, (args, kwargs)), (recorder.compare, changed)):
             recorder.look = look
             self.call(*some, **named)

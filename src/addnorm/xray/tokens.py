@@ -12,30 +12,52 @@ import torch
 from torch import Tensor, nn
 
 from .capture import Kind, Visit
+from .streaming import Where
 
 MASKS: dict[str, Callable[[Tensor], Tensor]] = {  # arguments that tell real tokens from padding
     "attention_mask": lambda mask: mask != 0,
     "src_key_padding_mask": lambda mask: mask == 0,  # True, or -inf, is padding
     "key_padding_mask": lambda mask: mask == 0,
     "padding_mask": lambda mask: mask == 0,
+    "decoder_attention_mask": lambda mask: mask != 0,
+    "tgt_key_padding_mask": lambda mask: mask == 0,
 }
+DECODER = ("decoder", "tgt")  # how the names of a decoder's own inputs begin
 
 
 def named_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs of a call by their names in the model's ``forward``."""
     try:
-        return dict(inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments)
+        return {**inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments, **kwargs}
     except (TypeError, ValueError):  # the call itself will say what is wrong with them
         return dict(kwargs)
 
 
-def real_tokens(inputs: Mapping[str, Any]) -> Tensor | None:
-    """``(sequences, tokens)``, True for real tokens; None without a mask of that kind: then all tokens are real."""
+@dataclass(frozen=True)
+class RealTokens:
+    """Which tokens are real, ``(sequences, tokens)``; None where there is no mask of that kind: then all are."""
+
+    inputs: Tensor | None = None
+    decoder: Tensor | None = None  # those of a decoder that has inputs of its own
+    has_decoder: bool = False
+
+    def of_input(self, name: str) -> Tensor | None:
+        return self.decoder if name.startswith(DECODER) else self.inputs
+
+    def of_module(self, path: str) -> Tensor | None:
+        inside = any(part.startswith("decoder") for part in path.split("."))
+        return self.decoder if self.has_decoder and inside else self.inputs
+
+
+def real_tokens(inputs: Mapping[str, Any]) -> RealTokens:
+    """What the masks among the inputs say."""
+    found: dict[bool, Tensor] = {}
     for name, real in MASKS.items():
         mask = inputs.get(name)
         if isinstance(mask, Tensor) and mask.dim() == 2:
-            return real(mask)
-    return None
+            found.setdefault(name.startswith(DECODER), real(mask))
+    two = any(name.startswith(DECODER) and value is not None for name, value in inputs.items())
+    return RealTokens(found.get(False), found.get(True), two)
 
 
 def batch_first(model: nn.Module) -> bool:
@@ -77,10 +99,9 @@ class Tokens:
     bias: Tensor | None
     kind: Kind
     dtype: torch.dtype  # of z in the model
-    batch: int
-    sequence: Tensor
-    position: Tensor
-    nonfinite: int  # elements of z and y that are NaN or infinite, in real tokens
+    where: Where
+    nonfinite: Tensor  # how many elements of z and y are NaN or infinite, of each real token that has any
+    left_out: Where  # those tokens
     padding: int  # rows that are padding
 
     @property
@@ -117,8 +138,8 @@ def tokens_of(kind: Kind, visit: Visit, layout: Layout) -> Tokens:
     rows = len(wide[0])
     chosen = torch.ones(rows, dtype=torch.bool, device=device) if real is None else real.to(device)
     finite = wide[2].isfinite().all(-1) & wide[3].isfinite().all(-1)
-    bad = (~wide[2][chosen].isfinite()).sum() + (~wide[3][chosen].isfinite()).sum()
-    keep = chosen & finite
+    where = Where(layout.batch, sequence.to(device), position.to(device))
+    keep, bad = chosen & finite, chosen & ~finite
     x, residual, z, y = (tensor[keep].double() for tensor in wide)
     gain = None if visit.weight is None else kind.weight_offset + visit.weight.detach().double()
     return Tokens(
@@ -130,16 +151,19 @@ def tokens_of(kind: Kind, visit: Visit, layout: Layout) -> Tokens:
         bias=None if visit.bias is None else visit.bias.detach().double(),
         kind=kind,
         dtype=visit.z.dtype,
-        batch=layout.batch,
-        sequence=sequence.to(device)[keep],
-        position=position.to(device)[keep],
-        nonfinite=int(bad),
+        where=where[keep],
+        nonfinite=(~wide[2][bad].isfinite()).sum(-1) + (~wide[3][bad].isfinite()).sum(-1),
+        left_out=where[bad],
         padding=rows - int(chosen.sum()),
     )
 
 
-def real_rows(tensor: Tensor, layout: Layout) -> Tensor:
-    """The rows of real tokens, ``(rows, d)``, in float64."""
-    real, _, _ = layout.rows(tensor.shape[:-1])
-    rows = tensor.detach().reshape(-1, tensor.shape[-1])
-    return (rows if real is None else rows[real.to(rows.device)]).double()
+def real_rows(tensor: Tensor, layout: Layout) -> tuple[Tensor, Where]:
+    """The rows of real tokens, ``(rows, d)``, in float64, and whose they are."""
+    real, sequence, position = layout.rows(tensor.shape[:-1])
+    rows = tensor.detach().reshape(-1, tensor.shape[-1]).double()
+    where = Where(layout.batch, sequence.to(rows.device), position.to(rows.device))
+    if real is None:
+        return rows, where
+    real = real.to(rows.device)
+    return rows[real], where[real]

@@ -2,6 +2,7 @@
 const plots = [...document.querySelectorAll(".plot")].map((place) => {
   const plot = { place, ...JSON.parse(place.firstElementChild.textContent) };
   place.replaceChildren();
+  place.style.height = `${plot.layout.height}px`;
   plot.controls = [...place.parentElement.querySelectorAll("input, select")];
   for (const control of plot.controls) {
     control.addEventListener("input", () => {
@@ -27,11 +28,22 @@ function show({ place, data, layout }) {
   const axis = { gridcolor: line, linecolor: line, zerolinecolor: line };
   const coloured = {
     ...layout,
+    margin: { ...layout.margin, t: 8 + 20 * legendRows(place, data) },
     font: { color: ink, family: "system-ui, sans-serif", size: 12 },
     xaxis: { ...layout.xaxis, ...axis, fixedrange: true },
     yaxis: { ...layout.yaxis, ...axis, fixedrange: true },
   };
   Plotly.react(place, data.map((trace) => ({ ...trace })), coloured, { responsive: true, displayModeBar: false });
+}
+
+// How many lines the legend takes: plotly lays it out in columns as wide as its longest entry, and over the curves
+// where there is no room for it.
+function legendRows(place, data) {
+  const widths = data.map((trace) => 44 + 7 * (trace.name ?? "").length);
+  if (widths.length < 2) return 0;
+  const room = place.clientWidth - 64;
+  if (widths.reduce((sum, width) => sum + width, 0) <= room) return 1;
+  return Math.ceil(widths.length / Math.max(1, Math.floor(room / Math.max(...widths))));
 }
 
 function draw() {

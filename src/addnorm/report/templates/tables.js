@@ -31,3 +31,14 @@ for (const table of document.querySelectorAll("table")) {
     heading.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(table, heading, column); });
   });
 }
+
+// What a cell of a heat map says stands below it, for fingers too.
+for (const board of document.querySelectorAll(".board")) {
+  const reading = board.closest("figure").querySelector(".reading");
+  const show = (event) => {
+    const cell = event.target.closest("[data-hover]");
+    if (cell) reading.textContent = cell.dataset.hover;
+  };
+  board.addEventListener("pointerover", show);
+  board.addEventListener("click", show);
+}

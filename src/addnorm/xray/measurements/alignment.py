@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
 from ..base import Measurement, Rule
-from ..streaming import Mean
+from ..streaming import Cosines, PerToken
 from ..tokens import Tokens
 
 
@@ -35,13 +35,15 @@ class Alignment(Measurement):
     )
 
     def __init__(self) -> None:
-        self.mean = Mean()
+        self.tokens = PerToken(smallest=True, bins=Cosines())
 
     def update(self, tokens: Tokens) -> None:
         length = tokens.x_norm * tokens.residual_norm
-        cosine = (tokens.x * tokens.residual).sum(-1) / length
-        self.mean.add(cosine[torch.isfinite(cosine)])
+        self.tokens.add((tokens.x * tokens.residual).sum(-1) / length, tokens.where)
 
     @property
     def value(self) -> float | None:
-        return self.mean.value
+        return self.tokens.mean.value
+
+    def details(self) -> dict[str, Any]:
+        return self.tokens.details()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
 from ..base import Measurement, Rule
-from ..streaming import Mean
+from ..streaming import PerToken
 from ..tokens import Tokens
 
 
@@ -28,13 +28,16 @@ class BlockInfluence(Measurement):
     )
 
     def __init__(self) -> None:
-        self.mean = Mean()
+        self.tokens = PerToken(smallest=True)
 
     def update(self, tokens: Tokens) -> None:
         out = tokens.carried
         cosine = (tokens.residual * out).sum(-1) / (tokens.residual_norm * out.norm(dim=-1))
-        self.mean.add(cosine[torch.isfinite(cosine)])
+        self.tokens.add((1 - cosine).clamp(min=0), tokens.where)  # rounding may leave -1e-16
 
     @property
     def value(self) -> float | None:
-        return None if self.mean.value is None else 1 - self.mean.value
+        return self.tokens.mean.value
+
+    def details(self) -> dict[str, Any]:
+        return self.tokens.details()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ..base import Measurement, Rule
-from ..streaming import Mean
+from ..streaming import Mean, PerToken
 from ..tokens import Tokens
 
 
@@ -29,15 +31,20 @@ class BranchDependency(Measurement):
     )
 
     def __init__(self) -> None:
-        self.branch, self.sum = Mean(), Mean()
+        self.branch, self.sum, self.tokens = Mean(), Mean(), PerToken()
 
     def update(self, tokens: Tokens) -> None:
-        self.branch.add(variance(tokens.x))
-        self.sum.add(variance(tokens.z))
+        branch, total = variance(tokens.x), variance(tokens.z)
+        self.branch.add(branch)
+        self.sum.add(total)
+        self.tokens.add(branch / total, tokens.where)
 
     @property
     def value(self) -> float | None:
         return self.branch.total / self.sum.total if self.sum.total else None
+
+    def details(self) -> dict[str, Any]:
+        return self.tokens.details()
 
 
 def variance(rows: Tensor) -> Tensor:

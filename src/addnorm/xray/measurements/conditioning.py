@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..base import Measurement, Rule
+from ..streaming import PerToken
 from ..tokens import Tokens
 
 
@@ -29,15 +32,19 @@ class Conditioning(Measurement):
     )
 
     def __init__(self) -> None:
-        self.largest: float | None = None
+        self.tokens = PerToken()
 
     def update(self, tokens: Tokens) -> None:
-        if not len(tokens.z):
-            return
         dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
         k = (1 + tokens.mean.square() / (tokens.variance + tokens.kind.eps)).sqrt()
-        self.largest = max(self.largest or 0.0, float(k.max()) * torch.finfo(dtype).eps / 2)
+        self.tokens.add(k * (torch.finfo(dtype).eps / 2), tokens.where)
 
     @property
     def value(self) -> float | None:
-        return self.largest
+        return self.tokens.spread.largest if self.tokens.mean.count else None
+
+    def details(self) -> dict[str, Any]:
+        return self.tokens.details()
+
+    def evidence(self) -> str:
+        return self.tokens.worst.words(1)

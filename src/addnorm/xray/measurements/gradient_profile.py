@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
-from ..base import Measurement, Rule
+from ..base import Finding, Measurement, Rule, broken
+from ..streaming import PerToken, Where
 
 
 class GradientProfile(Measurement):
@@ -31,14 +33,19 @@ class GradientProfile(Measurement):
 
     def __init__(self) -> None:
         self.squares: float | None = None
+        self.tokens = PerToken()
 
-    def gradient(self, rows: Tensor, *, identity: bool) -> None:
+    def gradient(self, rows: Tensor, where: Where, *, identity: bool) -> None:
         if not identity:
+            self.tokens.add(rows.norm(dim=-1), where)
             self.squares = (self.squares or 0.0) + float(rows.square().sum())
 
     @property
     def value(self) -> float | None:
         return None if self.squares is None else math.sqrt(self.squares)
+
+    def details(self) -> dict[str, Any]:
+        return {} if self.squares is None else self.tokens.details()
 
     @classmethod
     def overall(cls, sites: Sequence[Measurement]) -> float | None:
@@ -46,3 +53,10 @@ class GradientProfile(Measurement):
         if not norms or max(norms) == 0:
             return None
         return max(norms) / min(norms) if min(norms) > 0 else math.inf
+
+    @classmethod
+    def findings(cls, sites: Mapping[str, Measurement]) -> Iterator[Finding]:
+        norms = {name: site.value for name, site in sites.items() if site.value is not None}
+        ends = [f"{norms[name]:.3g} at {name}" for name in sorted(norms, key=lambda name: norms[name])]
+        evidence = f"from {ends[0]} to {ends[-1]}" if ends else ""
+        yield from broken(cls, "", cls.overall(list(sites.values())), evidence)

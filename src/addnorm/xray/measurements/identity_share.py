@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from ..base import Finding, Measurement, Rule
+from ..streaming import PerToken, Where
 
 
 class IdentityShare(Measurement):
     """A second backward with every branch detached leaves the skips and the norms on them. One warning names
-    the site with the least: the shares of the others belong to the same path."""
+    the site with the least: the shares of the others belong to the same path. Where no skip leads to the loss at all,
+    as from an encoder that the decoder only attends to, there is no share."""
 
     name = "identity_share"
     title = "identity share"
@@ -31,16 +34,27 @@ class IdentityShare(Measurement):
 
     def __init__(self) -> None:
         self.squares: dict[bool, float] = {}
+        self.tokens = PerToken(smallest=True)
+        self._full: Tensor | None = None  # of this batch, (rows,)
 
-    def gradient(self, rows: Tensor, *, identity: bool) -> None:
-        self.squares[identity] = self.squares.get(identity, 0.0) + float(rows.square().sum())
+    def gradient(self, rows: Tensor, where: Where, *, identity: bool) -> None:
+        norms = rows.norm(dim=-1)
+        self.squares[identity] = self.squares.get(identity, 0.0) + float(norms.square().sum())
+        if not identity:
+            self._full = norms
+        elif self._full is not None and len(self._full) == len(norms):
+            self.tokens.add(norms / self._full, where)
+            self._full = None
 
     @property
     def value(self) -> float | None:
-        full = self.squares.get(False)
-        if not full:  # no gradient at all has no share
+        full, identity = self.squares.get(False), self.squares.get(True)
+        if not full or identity is None:
             return None
-        return math.sqrt(self.squares.get(True, 0.0) / full)
+        return math.sqrt(identity / full)
+
+    def details(self) -> dict[str, Any]:
+        return {} if self.value is None else self.tokens.details()
 
     @classmethod
     def findings(cls, sites: Mapping[str, Measurement]) -> Iterator[Finding]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from ..base import Measurement, Rule
+from ..streaming import PerToken
 from ..tokens import Tokens
 
 
@@ -25,13 +30,20 @@ class Magnitude(Measurement):
     )
 
     def __init__(self) -> None:
-        self.largest: float | None = None
+        self.tokens = PerToken()
 
     def update(self, tokens: Tokens) -> None:
-        if len(tokens.z):
-            found = max(float(tensor.abs().max()) for tensor in (tokens.x, tokens.residual, tokens.z))
-            self.largest = max(self.largest or 0.0, found)
+        if not tokens.z.numel():
+            return
+        largest = torch.maximum(torch.maximum(tokens.x.abs(), tokens.residual.abs()), tokens.z.abs()).max(-1)
+        self.tokens.add(largest.values, tokens.where, channel=largest.indices)
 
     @property
     def value(self) -> float | None:
-        return self.largest
+        return self.tokens.spread.largest if self.tokens.mean.count else None
+
+    def details(self) -> dict[str, Any]:
+        return self.tokens.details()
+
+    def evidence(self) -> str:
+        return self.tokens.worst.words(1)

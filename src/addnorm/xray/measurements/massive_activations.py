@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..base import Measurement, Rule
-from ..streaming import KEPT, Worst
+from ..streaming import Worst
 from ..tokens import Tokens
 
 LARGE, TIMES = 100.0, 1000.0
@@ -40,8 +40,7 @@ class MassiveActivations(Measurement):
             return
         row, channel = ((size > LARGE) & (size >= TIMES * size.median())).nonzero(as_tuple=True)
         self.count = (self.count or 0) + len(row)
-        places = {"sequence": tokens.sequence[row], "position": tokens.position[row], "channel": channel}
-        self.worst.add(size[row, channel], places, tokens.batch)
+        self.worst.add(size[row, channel], tokens.where[row], channel=channel)
 
     @property
     def value(self) -> float | None:
@@ -51,8 +50,4 @@ class MassiveActivations(Measurement):
         return {"worst": self.worst.kept}
 
     def evidence(self) -> str:
-        return "; ".join(
-            f"{entry['value']:.4g} at batch {entry['batch']}, sequence {entry['sequence']}, token {entry['position']}, "
-            f"channel {entry['channel']}"
-            for entry in self.worst.kept[: KEPT // 2]
-        )
+        return self.worst.words()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ..base import Measurement, Rule
+from ..streaming import Where, Worst
 from ..tokens import Tokens
 
 
@@ -28,16 +31,22 @@ class NonFinite(Measurement):
 
     def __init__(self) -> None:
         self.forward = self.backward = 0
+        self.worst = Worst()
 
     def update(self, tokens: Tokens) -> None:
-        self.forward += tokens.nonfinite
+        self.forward += int(tokens.nonfinite.sum())
+        self.worst.add(tokens.nonfinite, tokens.left_out)
 
-    def gradient(self, rows: Tensor, *, identity: bool) -> None:
+    def gradient(self, rows: Tensor, where: Where, *, identity: bool) -> None:
         self.backward += 0 if identity else int((~rows.isfinite()).sum())
 
     @property
     def value(self) -> float | None:
         return self.forward + self.backward
 
+    def details(self) -> dict[str, Any]:
+        return {"worst": self.worst.kept}
+
     def evidence(self) -> str:
-        return f"{self.forward} forward, {self.backward} in gradients"
+        most = f", most of them: {self.worst.words(1)}" if self.worst.kept else ""
+        return f"{self.forward} forward, {self.backward} in gradients{most}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
-from ..base import Measurement, Rule
-from ..streaming import Mean
+from ..base import Finding, Measurement, Rule, broken
+from ..streaming import PerToken
 from ..tokens import Tokens
 
 FEWEST = 4  # sites, below which a slope says little
@@ -34,14 +36,17 @@ class NormGrowth(Measurement):
     whole = True
 
     def __init__(self) -> None:
-        self.mean = Mean()
+        self.tokens = PerToken()
 
     def update(self, tokens: Tokens) -> None:
-        self.mean.add(tokens.carried.norm(dim=-1))
+        self.tokens.add(tokens.carried.norm(dim=-1), tokens.where)
 
     @property
     def value(self) -> float | None:
-        return self.mean.value
+        return self.tokens.mean.value
+
+    def details(self) -> dict[str, Any]:
+        return self.tokens.details()
 
     @classmethod
     def overall(cls, sites: Sequence[Measurement]) -> float | None:
@@ -51,3 +56,12 @@ class NormGrowth(Measurement):
         centre = [sum(axis) / len(points) for axis in zip(*points, strict=True)]
         above = sum((a - centre[0]) * (b - centre[1]) for a, b in points)
         return above / sum((a - centre[0]) ** 2 for a, _ in points)
+
+    @classmethod
+    def findings(cls, sites: Mapping[str, Measurement]) -> Iterator[Finding]:
+        """With the site at which the stream grows most over the one before."""
+        lengths = [(name, site.value) for name, site in sites.items() if site.value]
+        steps = {name: after / before for (_, before), (name, after) in pairwise(lengths)}
+        most = max(steps, key=lambda name: steps[name], default="")
+        evidence = f"most at {most}: {steps[most]:.3g} times" if most else ""
+        yield from broken(cls, "", cls.overall(list(sites.values())), evidence)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
 from ..base import Measurement, Rule
+from ..streaming import PerToken, Where
 
 
 class PaddingLeakage(Measurement):
@@ -25,11 +30,17 @@ class PaddingLeakage(Measurement):
     )
 
     def __init__(self) -> None:
-        self.largest: float | None = None
+        self.tokens = PerToken()
 
-    def repadded(self, change: float) -> None:
-        self.largest = max(self.largest or 0.0, change)
+    def repadded(self, changes: Tensor, where: Where) -> None:
+        self.tokens.add(changes, where)
 
     @property
     def value(self) -> float | None:
-        return self.largest
+        return self.tokens.spread.largest if self.tokens.mean.count else None
+
+    def details(self) -> dict[str, Any]:
+        return {} if self.value is None else self.tokens.details()
+
+    def evidence(self) -> str:
+        return self.tokens.worst.words(1)

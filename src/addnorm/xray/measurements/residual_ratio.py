@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..base import Measurement, Rule
-from ..streaming import Histogram, Mean, Worst
+from ..streaming import PerToken
 from ..tokens import Tokens
 
 
@@ -37,17 +37,15 @@ class ResidualRatio(Measurement):
     )
 
     def __init__(self) -> None:
-        self.mean, self.spread, self.worst = Mean(), Histogram(), Worst()
+        self.tokens = PerToken()
 
     def update(self, tokens: Tokens) -> None:
         ratio = torch.where(tokens.x_norm == 0, 0.0, tokens.x_norm / tokens.residual_norm)
-        self.mean.add(ratio)
-        self.spread.add(ratio)
-        self.worst.add(ratio, {"sequence": tokens.sequence, "position": tokens.position}, tokens.batch)
+        self.tokens.add(ratio, tokens.where)
 
     @property
     def value(self) -> float | None:
-        return self.mean.value
+        return self.tokens.mean.value
 
     def details(self) -> dict[str, Any]:
-        return {"tokens": self.spread.summary(), "worst": self.worst.kept}
+        return self.tokens.details()

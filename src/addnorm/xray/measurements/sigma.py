@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..base import Measurement, Rule
-from ..streaming import Histogram, Mean, Worst
+from ..streaming import Mean, PerToken
 from ..tokens import Tokens
 
 TIMES = 10  # eps
@@ -30,17 +30,15 @@ class Sigma(Measurement):
     )
 
     def __init__(self) -> None:
-        self.mean, self.spread, self.worst = Mean(), Histogram(), Worst(smallest=True)
+        self.share, self.tokens = Mean(), PerToken(smallest=True)
 
     def update(self, tokens: Tokens) -> None:
-        sigma = tokens.variance.sqrt()
-        self.mean.add((tokens.variance < TIMES * tokens.kind.eps).double())
-        self.spread.add(sigma)
-        self.worst.add(sigma, {"sequence": tokens.sequence, "position": tokens.position}, tokens.batch)
+        self.share.add((tokens.variance < TIMES * tokens.kind.eps).double())
+        self.tokens.add(tokens.variance.sqrt(), tokens.where)
 
     @property
     def value(self) -> float | None:
-        return self.mean.value
+        return self.share.value
 
     def details(self) -> dict[str, Any]:
-        return {"tokens": self.spread.summary(), "worst": self.worst.kept}
+        return self.tokens.details()
