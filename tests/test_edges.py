@@ -117,3 +117,21 @@ def test_rows_in_nine_dimensions(backend: str | None) -> None:
     """More dimensions than any kernel counts, none of which lie evenly."""
     x = torch.randn(2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 7)[..., ::1].permute(9, 7, 5, 3, 1, 8, 6, 4, 2, 0, 10)
     same_bits("y", add_norm(x, x, backend=backend), add_norm(x.contiguous(), x.contiguous(), backend=backend))
+
+
+@every_route
+def test_a_probability_that_drops_nothing_scales_all_the_same(backend: str | None) -> None:
+    """p below 2^-17 rounds to no lane at all; what is kept, and that is everything, is multiplied by 1/(1-p)."""
+    x, residual = torch.randn(4, 40).double(), torch.randn(4, 40).double()
+    _, z = add_norm_stream(x, residual, dropout_p=7e-6, seed=1, backend=backend)
+    torch.testing.assert_close(z, residual + x / (1 - 7e-6), rtol=1e-12, atol=0)
+
+
+@every_route
+def test_an_output_of_many_dimensions_is_written(backend: str | None) -> None:
+    """More row dimensions than a kernel's matrix has, none of which lie evenly in memory."""
+    shape = (2,) * 9 + (5,)
+    out = torch.zeros([3 * size for size in shape])[(slice(0, None, 3),) * 9 + (slice(0, 5),)]
+    x = torch.randn(shape)
+    add_norm(x, out=out, backend=backend)
+    assert torch.equal(out, add_norm(x, backend=backend))

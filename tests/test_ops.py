@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from addnorm import ops
+from addnorm.backends.native import EXTENSION
 from addnorm.call import OPERANDS, Call, describe
 
 from .support.calls import routes
@@ -148,3 +149,19 @@ def test_meta_tensors(case: Case) -> None:
     for one, other in zip(real, add_norm_stream(**meta), strict=True):
         assert other.device.type == "meta"
         assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
+
+
+@pytest.mark.skipif(EXTENSION is None, reason="the C++ extension is not built")
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("norm", "dyt", "no kernel for norm='dyt'"),
+        ("dropout_p", 0.5, "dropout needs a seed"),
+        ("x", torch.ones(2, 3, dtype=torch.int32), "no kernel for Int"),
+        ("x", torch.tensor(1.0), "no dimension"),
+    ],
+)
+def test_an_operator_called_by_hand_refuses_what_would_end_the_process(name: str, value: Any, reason: str) -> None:
+    given = dict(zip([f.name for f in fields(Call)], call_arguments(Case()), strict=True))
+    with pytest.raises(RuntimeError, match=reason):
+        torch.ops.addnorm.forward(*(given | {name: value}).values(), False, False, "cpu")

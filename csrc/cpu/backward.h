@@ -47,7 +47,7 @@ template <class Norm, class T, int R> struct BackwardRows {
 
   BackwardRows(const Backward& b, int64_t row, int count) {
     using Row = typename Norm::template Row<T>;
-    const auto find = [&](const Matrix& m, int r) { return m.data && r < count ? row_pointer(m, row + r) : nullptr; };
+    const auto find = [&](const Matrix& m, int r) { return r < count ? row_pointer(m, row + r) : nullptr; };
     for (int r = 0; r < R; ++r) {
       dy[r] = find(b.dy, r), ds[r] = find(b.ds, r), z[r] = find(b.z, r), x[r] = find(b.x, r);
       dx[r] = find(b.dx, r), dresidual[r] = find(b.dresidual, r);
@@ -95,7 +95,7 @@ template <class Access, class N> struct BranchSide {
 
   template <class Xs> ADDNORM_INLINE Piece<T> dx(int u, const Xs& xs, const uint16_t* lanes, T row_scale, Piece<T> dz, PieceSums<T>& sums,
                                                  Piece<T>* row_sum) const {
-    const Piece<T> kept = p.call.dropout.threshold ? keep<Access::kOrder>(lanes, u, p.keep_scale) : all(T(1));
+    const Piece<T> kept = p.call.dropout.on ? keep<Access::kOrder>(lanes, u, p.keep_scale) : all(T(1));
     const Piece<T> scales = p.branch_scale ? scale.get(u) : all(T(1));
     if (p.needs_branch) {
       Piece<T> v = xs.get(u);
@@ -112,22 +112,22 @@ template <class Access, class N> struct BranchSide {
 
 // `count` rows, R of them but in the full form; `first` where the block's accumulators are still to be set.
 template <class Norm, class Access, Form kForm, int R>
-inline void backward_rows(const BackwardPlan<Access>& plan, const RoundKeys* keys, int64_t row, int count,
+inline void backward_rows(const BackwardPlan<Access>& plan, const std::optional<RoundKeys>& keys, int64_t row, int count,
                           Columns<typename Access::T> totals, bool first, uint16_t* lanes) {
   using T = typename Access::T;
   constexpr bool kFull = kForm == Form::full, kDrops = kForm == Form::dropout || kForm == Form::dropout_ds;
-  constexpr bool kStream = kForm == Form::dy_ds || kForm == Form::dropout_ds;
+  constexpr bool kHasDs = kForm == Form::dy_ds || kForm == Form::dropout_ds;
   const BackwardPlan<Access> p = plan;  // a copy: what no store can change stays in registers
   const Backward& b = p.call;
   const int64_t d = b.d;
-  const bool dx_is_out = b.dx.data != nullptr;
+  const bool is_dx = !kDrops && b.dx.data;  // what the forms without detour write first: dx, else dresidual
   BackwardRows<Norm, T, R> rows(b, row, count);
   if (keys)
     for (int r = 0; r < count; ++r) kept_lanes(lanes + r * lane_space(d), d, b.dropout.threshold, *keys, static_cast<uint64_t>(row + r));
   if (!kFull || p.has_dy)
     for (int r = 0; r < count; ++r) gradient_sums<Norm, Access>(p, rows, r);
 
-  const auto body = [&](int64_t c, auto n, auto row_sums) ADDNORM_LAMBDA {
+  const auto body = [&](int64_t c, auto n, auto row_terms) ADDNORM_LAMBDA {
     const auto weights = parameter<Access>(p.weight, c, n);
     auto dys = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::reader(b.dy.dtype, rows.dy[r], c, n); });
     auto zs = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::reader(b.z.dtype, rows.z[r], c, n); });
@@ -142,7 +142,7 @@ inline void backward_rows(const BackwardPlan<Access>& plan, const RoundKeys* key
       sums.sum[kWeight] = fma(dy, xhat, sums.sum[kWeight]);
       sums.sum[kBias] = sums.sum[kBias] + dy;
       const Piece<T> dz = Norm::apply(rows.stats[r], rows.gradients[r], dy * weight, xhat);
-      return kStream || (kFull && p.has_ds) ? dz + dss[r].get(u) : dz;
+      return kHasDs || (kFull && p.has_ds) ? dz + dss[r].get(u) : dz;
     };
     const auto add = [&](auto u, const PieceSums<T>& sums) ADDNORM_LAMBDA {
       each<kFull ? kColumnSums : kBias + 1>([&](auto k) ADDNORM_LAMBDA {
@@ -159,7 +159,7 @@ inline void backward_rows(const BackwardPlan<Access>& plan, const RoundKeys* key
         for (int r = 0; r < count; ++r) {
           const Piece<T> dz = gradient(r, u, weight, sums);
           if (rows.dresidual[r]) dresiduals[r].put(u, dz * p.residual_scale);
-          const Piece<T> dx = branch.dx(u, xs[r], lanes + r * lane_space(d) + c, rows.row_scale[r], dz, sums, &row_sums[u][r]);
+          const Piece<T> dx = branch.dx(u, xs[r], lanes + r * lane_space(d) + c, rows.row_scale[r], dz, sums, &row_terms[u][r]);
           if (rows.dx[r]) dxs[r].put(u, dx);
         }
         add(u, sums);
@@ -169,8 +169,7 @@ inline void backward_rows(const BackwardPlan<Access>& plan, const RoundKeys* key
         if (rows.dx[r]) dxs[r].close();
       }
     } else {
-      const bool streams = kDrops || !dx_is_out;
-      auto outs = writers(streams ? b.dresidual : b.dx, streams ? rows.dresidual : rows.dx), dxs = writers(b.dx, rows.dx);
+      auto outs = writers(is_dx ? b.dx : b.dresidual, is_dx ? rows.dx : rows.dresidual), dxs = writers(b.dx, rows.dx);
       each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
         const Piece<T> weight = p.weight ? weights.get(u) : all(T(1));
         PieceSums<T> sums;
@@ -201,18 +200,18 @@ template <class Norm, class Access, Form kForm> inline void backward_blocks(void
   constexpr int R = kBackwardRows;
   const auto& job = *static_cast<const BackwardJob<Access>*>(context);
   const BackwardPlan<Access>& plan = job.plan;
-  const int64_t space = plan.call.dropout.threshold ? R * lane_space(plan.call.d) : 0;
+  const int64_t space = plan.call.dropout.on ? R * lane_space(plan.call.d) : 0;
   Scratch scratch(Scratch::rows, Scratch::space<uint16_t>(space));
   uint16_t* lanes = scratch.take<uint16_t>(space);
-  const std::optional<RoundKeys> keys = space > 0 ? std::optional<RoundKeys>(plan.call.dropout.seed) : std::nullopt;
-  const RoundKeys* const key = keys ? &*keys : nullptr;
+  std::optional<RoundKeys> keys;
+  if (space > 0) keys.emplace(plan.call.dropout.seed);
   const FlushDenormals flush(plan.has_dy);  // without dy, ds passes as it is
   for (int64_t block = begin; block < end; ++block) {
     const auto totals = job.partials.columns_of(block);
     const int64_t first = job.blocks.begin(block), last = job.blocks.end(block);
     int64_t row = first;
-    for (; row + R <= last; row += R) backward_rows<Norm, Access, kForm, R>(plan, key, row, R, totals, row == first, lanes);
-    if (row < last) backward_rows<Norm, Access, Form::full, R>(plan, key, row, static_cast<int>(last - row), totals, row == first, lanes);
+    for (; row + R <= last; row += R) backward_rows<Norm, Access, kForm, R>(plan, keys, row, R, totals, row == first, lanes);
+    if (row < last) backward_rows<Norm, Access, Form::full, R>(plan, keys, row, static_cast<int>(last - row), totals, row == first, lanes);
   }
   if (plan.streaming) stream_fence();
 }
@@ -253,7 +252,7 @@ template <class Norm, class Access, Form kForm> inline void backward_with(const 
 inline Form form_of(const Backward& b) {
   const bool scaled = b.residual_scale != 1 || b.branch_scale.data || b.row_scale.data || b.dbranch_bias.data || b.dbranch_scale.data ||
                       b.drow_scale.data;
-  const bool one = !b.dx.data != !b.dresidual.data, both = b.dx.data && b.dresidual.data, drops = b.dropout.threshold;
+  const bool one = !b.dx.data != !b.dresidual.data, both = b.dx.data && b.dresidual.data, drops = b.dropout.on;
   if (scaled || !b.dy.data || !(drops ? both : one)) return Form::full;
   if (drops) return b.ds.data ? Form::dropout_ds : Form::dropout;
   return b.ds.data ? Form::dy_ds : Form::dy;

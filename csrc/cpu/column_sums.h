@@ -31,7 +31,7 @@ template <class T> struct Columns {
 
   ADDNORM_INLINE void add(int which, int64_t column, int u, Piece<T> v, bool first) const {
     T* p = sum[which] + column;
-    if (!first) v = load_piece(p, u) + v;
+    if (!first) v = load_piece<T>(p, u) + v;
     store_piece(p, u, v);
   }
 };
@@ -44,8 +44,8 @@ template <class Access> class Partials {
     for (const Vector& v : outputs_) count_ += v.data != nullptr;
   }
 
-  int64_t space() const { return Scratch::space<T>((blocks_ * count_ + 1) * skewed(d_)); }
-  void place(Scratch& scratch) { data_ = scratch.take<T>((blocks_ * count_ + 1) * skewed(d_)) + skewed(d_) - padded(d_); }
+  int64_t space() const { return Scratch::space<T>(size()); }
+  void place(Scratch& scratch) { data_ = scratch.take<T>(size()) + skewed(0); }  // apart from the weight before it, too
   bool any() const { return count_ > 0; }
 
   Columns<T> columns_of(int64_t block) const {
@@ -70,6 +70,8 @@ template <class Access> class Partials {
   }
 
  private:
+  int64_t size() const { return blocks_ * count_ * skewed(d_) + skewed(0); }
+
   // The totals take the place of block 0: a few partials one after the other, and such groups pairwise.
   static void add_blocks(void* context, int64_t begin, int64_t end) {
     constexpr int64_t kGroup = 8;
@@ -102,7 +104,7 @@ template <class Access> class Partials {
     if (output.scalar) {
       T sums[1];
       row_sums<true>(d_, sums, [&](int64_t c, auto n, auto sum) ADDNORM_LAMBDA {
-        each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { sum[u][0] = sum[u][0] + only<Access::kOrder>(n, u, load_piece(total + c, u)); });
+        each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { sum[u][0] = sum[u][0] + only<Access::kOrder>(n, u, load_piece<T>(total + c, u)); });
       });
       return store_scalar(output, 0, sums[0]);
     }

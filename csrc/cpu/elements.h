@@ -65,12 +65,12 @@ template <class T> ADDNORM_INLINE void stream_all(void* p, Vec<T> v) {
 
 using Words = Vec<uint32_t>;
 
+ADDNORM_INLINE Piece<float> widen_piece(Words::Native w) {
+  return {(Vec<float>::Native)(w << 16), (Vec<float>::Native)(w & 0xffff0000u)};
+}
 ADDNORM_INLINE Pair<float> widen(BF16, Words w) {
   Pair<float> p;
-  each<Words::kParts>([&](auto i) ADDNORM_LAMBDA {
-    p.a.part[i.value] = (Vec<float>::Native)(w.part[i.value] << 16);
-    p.b.part[i.value] = (Vec<float>::Native)(w.part[i.value] & 0xffff0000u);
-  });
+  each<Words::kParts>([&](auto i) ADDNORM_LAMBDA { set_piece(p, i, widen_piece(w.part[i])); });
   return p;
 }
 
@@ -177,21 +177,21 @@ template <class To, class From> ADDNORM_INLINE Pair<To> convert(Pair<From> p) {
 
 // ---- pieces: where 32 columns come from, and where they go
 
-template <class T> ADDNORM_INLINE typename Vec<T>::Native load_native(const T* p) {
+template <class T> ADDNORM_INLINE typename Vec<T>::Native load_native(const void* p) {
   typename Vec<T>::Native v;
   __builtin_memcpy(&v, p, kNativeBytes);
   return v;
 }
-template <class T> ADDNORM_INLINE void store_native(T* p, typename Vec<T>::Native v) { __builtin_memcpy(p, &v, kNativeBytes); }
+template <class Native> ADDNORM_INLINE void store_native(void* p, Native v) { __builtin_memcpy(p, &v, kNativeBytes); }
 
-template <class T> constexpr int kNativeLanes = kNativeBytes / static_cast<int>(sizeof(T));
-
-// Piece u of 32 numbers in the arithmetic's type.
-template <class T> ADDNORM_INLINE Piece<T> load_piece(const T* p, int u) {
-  return {load_native(p + u * kNativeLanes<T>), load_native(p + kLanes + u * kNativeLanes<T>)};
+// Piece u of 32 numbers in the arithmetic's type, aligned or not.
+template <class T> ADDNORM_INLINE Piece<T> load_piece(const void* p, int u) {
+  const char* const a = static_cast<const char*>(p) + u * kNativeBytes;
+  return {load_native<T>(a), load_native<T>(a + kLanes * sizeof(T))};
 }
-template <class T> ADDNORM_INLINE void store_piece(T* p, int u, Piece<T> v) {
-  store_native(p + u * kNativeLanes<T>, v.a), store_native(p + kLanes + u * kNativeLanes<T>, v.b);
+template <class T> ADDNORM_INLINE void store_piece(void* p, int u, Piece<T> v) {
+  char* const a = static_cast<char*>(p) + u * kNativeBytes;
+  store_native(a, v.a), store_native(a + kLanes * sizeof(T), v.b);
 }
 
 // Loaded at once, zeros where there is nothing: a part of a step, or elements that are not to be had piece by piece.
@@ -203,20 +203,17 @@ template <class T> struct Loaded {
 template <class E> struct Reader;
 template <> struct Reader<F32> {
   const char* p;
-  ADDNORM_INLINE Piece<float> get(int u) const { return load_piece(reinterpret_cast<const float*>(p), u); }
+  ADDNORM_INLINE Piece<float> get(int u) const { return load_piece<float>(p, u); }
 };
 template <> struct Reader<BF16> {
   const char* p;
   ADDNORM_INLINE Piece<float> get(int u) const {
-    const auto w = load_native(reinterpret_cast<const uint32_t*>(p) + u * kNativeLanes<uint32_t>);
-    return {(Vec<float>::Native)(w << 16), (Vec<float>::Native)(w & 0xffff0000u)};
+    return widen_piece(load_native<uint32_t>(p + u * kNativeBytes));
   }
 };
 
-ADDNORM_INLINE void put_piece(F32, char* p, int u, Piece<float> v) { store_piece(reinterpret_cast<float*>(p), u, v); }
-ADDNORM_INLINE void put_piece(BF16, char* p, int u, Piece<float> v) {
-  store_native(reinterpret_cast<uint32_t*>(p) + u * kNativeLanes<uint32_t>, narrow_piece(v));
-}
+ADDNORM_INLINE void put_piece(F32, char* p, int u, Piece<float> v) { store_piece(p, u, v); }
+ADDNORM_INLINE void put_piece(BF16, char* p, int u, Piece<float> v) { store_native(p + u * kNativeBytes, narrow_piece(v)); }
 
 // What goes past the caches goes in whole lines: half-written ones of several rows would leave the processor one by one.
 template <class E> struct Writer {
@@ -257,7 +254,7 @@ template <class E> struct Same {
   template <class N> static ADDNORM_INLINE Pair<T> load(DType, const void* row, int64_t column, N n) {
     return Element<E>::load(static_cast<const char*>(row) + column * E::kBytes, n);
   }
-  template <class N> static ADDNORM_INLINE void store(DType, void* row, int64_t column, N n, Pair<T> v, bool streaming = false) {
+  template <class N> static ADDNORM_INLINE void store(DType, void* row, int64_t column, N n, Pair<T> v, bool streaming) {
     Element<E>::store(static_cast<char*>(row) + column * E::kBytes, n, v, streaming);
   }
   template <class N> static ADDNORM_INLINE auto reader(DType dtype, const char* row, int64_t column, N n) {
@@ -330,7 +327,7 @@ template <class T> ADDNORM_INLINE void store_scalar(const Vector& v, int64_t i, 
 
 inline int element_bytes(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 
-// Where a row begins.
+// Where a row begins; null where the matrix is absent, whose strides are 0.
 inline char* row_pointer(const Matrix& m, int64_t row) {
   int64_t offset = 0;
   for (int i = m.dims - 1; i > 0; --i) {

@@ -34,15 +34,15 @@ template <class Access> struct ForwardPlan {
 // The usual calls have a text of their own, with no detour in it; `full` is everything else.
 enum class Sum { plain, dropout, full };
 
-// The working memory of one thread: the terms of R rows, each padded to whole steps, and the dropout lanes of one.
+// The working memory of one thread: the terms of R rows, `stride` apart, and the dropout lanes of one.
 template <class T> struct RowBuffers {
   T* terms;
   uint16_t* lanes;
   int64_t stride;
 };
 
-// z = residual_scale * residual + row_scale * branch_scale * dropout(x + branch_bias) of a row, in pieces of 32 columns: step(c, n, use)
-// calls use(u, z); the products are rounded one by one, so that every instruction set gives the bits of the composite.
+// z = residual_scale * residual + row_scale * branch_scale * dropout(x + branch_bias) of a row, step by step: step(c, n, use) calls
+// use(u, z) for each piece; the products are rounded one by one, so that every instruction set gives the bits of the composite.
 template <class Access, Sum kSum> struct RowSum {
   using T = typename Access::T;
   const ForwardPlan<Access>& p;
@@ -58,7 +58,7 @@ template <class Access, Sum kSum> struct RowSum {
       const auto branch = [&](auto u) ADDNORM_LAMBDA {
         Piece<T> z = xs.get(u);
         if (p.branch_bias) z = z + branch_bias.get(u);
-        if (f.dropout.threshold) z = z * keep<Access::kOrder>(lanes + c, u, p.keep_scale);
+        if (f.dropout.on) z = z * keep<Access::kOrder>(lanes + c, u, p.keep_scale);
         if (p.branch_scale) z = z * branch_scale.get(u);
         return z * row_scale;
       };
@@ -78,15 +78,15 @@ template <class Access, Sum kSum> struct RowSum {
 
 // The first pass over a row: z goes to memory if asked for, its terms to the buffer, and their sums into `sums`.
 template <class Norm, class Access, Sum kSum, class T = typename Access::T>
-inline void sum_row(const ForwardPlan<Access>& p, const RoundKeys* keys, int64_t row, T* terms, uint16_t* lanes,
+inline void sum_row(const ForwardPlan<Access>& p, const std::optional<RoundKeys>& keys, int64_t row, T* terms, uint16_t* lanes,
                     typename Norm::template Row<T>& stats, T (&sums)[Norm::kSums]) {
   const Forward& f = p.call;
   const int64_t d = f.d;
-  const bool has_residual = kSum != Sum::full || f.residual.data, store_z = f.z.data != nullptr, streaming = p.streaming;
+  const bool store_z = f.z.data != nullptr, streaming = p.streaming;
   if (kSum != Sum::plain && keys) kept_lanes(lanes, d, f.dropout.threshold, *keys, static_cast<uint64_t>(row));
-  const RowSum<Access, kSum> z = {p, row_pointer(f.x, row), has_residual ? row_pointer(f.residual, row) : nullptr, lanes,
+  const RowSum<Access, kSum> z = {p, row_pointer(f.x, row), row_pointer(f.residual, row), lanes,
                                   kSum == Sum::full ? row_value<T>(f.row_scale, row) : T(1)};
-  char* const stored = store_z ? row_pointer(f.z, row) : nullptr;
+  char* const stored = row_pointer(f.z, row);
   if constexpr (Norm::kShifts) {
     const Some head = {static_cast<int>(d < kStep ? d : kStep)};
     Vec<T> first;
@@ -111,7 +111,7 @@ inline void sum_row(const ForwardPlan<Access>& p, const RoundKeys* keys, int64_t
 
 // R rows at once: their reductions wait on each other's latency, and weight and bias are loaded once for all.
 template <class Norm, class Access, Sum kSum, int R>
-inline void forward_rows(const ForwardPlan<Access>& p, const RoundKeys* keys, int64_t row, RowBuffers<typename Access::T> buffers) {
+inline void forward_rows(const ForwardPlan<Access>& p, const std::optional<RoundKeys>& keys, int64_t row, RowBuffers<typename Access::T> buffers) {
   using T = typename Access::T;
   using Row = typename Norm::template Row<T>;
   const Forward& f = p.call;
@@ -140,7 +140,7 @@ inline void forward_rows(const ForwardPlan<Access>& p, const RoundKeys* keys, in
         if constexpr (kWeight) weight = weights.get(u);
         if constexpr (kBias) bias = biases.get(u);
         each<R>([&](auto r) ADDNORM_LAMBDA {
-          Piece<T> v = Norm::normalise_term(rows[r], load_piece(buffers.terms + r * buffers.stride + c, u));
+          Piece<T> v = Norm::normalise_term(rows[r], load_piece<T>(buffers.terms + r * buffers.stride + c, u));
           if constexpr (kWeight && kBias) v = fma(v, weight, bias);
           else if constexpr (kWeight) v = v * weight;
           else if constexpr (kBias) v = v + bias;
@@ -154,23 +154,23 @@ inline void forward_rows(const ForwardPlan<Access>& p, const RoundKeys* keys, in
   else p.bias ? write(Flags<false, true>{}) : write(Flags<false, false>{});
 }
 
-// Rows [begin, end), several together while their terms fit the nearest cache; a row's bits do not depend on its company.
+// Rows [begin, end), several together while they are near; a row's bits do not depend on its company.
 template <class Norm, class Access, Sum kSum> inline void forward_range(void* context, int64_t begin, int64_t end) {
   using T = typename Access::T;
   const auto& plan = *static_cast<const ForwardPlan<Access>*>(context);
-  const bool drops = plan.call.dropout.threshold != 0;
+  const bool drops = plan.call.dropout.on;
   const int64_t d = plan.call.d, stride = skewed(d), lanes = drops ? lane_space(d) : 0;
   const int together = kSum != Sum::full && plan.near ? kRowsTogether : 1;
   Scratch scratch(Scratch::rows, Scratch::space<T>(together * stride) + Scratch::space<uint16_t>(lanes));
   T* terms = scratch.take<T>(together * stride);
   const RowBuffers<T> buffers = {terms, scratch.take<uint16_t>(lanes), stride};
-  const std::optional<RoundKeys> keys = drops ? std::optional<RoundKeys>(plan.call.dropout.seed) : std::nullopt;
-  const RoundKeys* const key = keys ? &*keys : nullptr;
+  std::optional<RoundKeys> keys;
+  if (drops) keys.emplace(plan.call.dropout.seed);
   if constexpr (kSum != Sum::full) {
     if (together > 1)
-      for (; begin + kRowsTogether <= end; begin += kRowsTogether) forward_rows<Norm, Access, kSum, kRowsTogether>(plan, key, begin, buffers);
+      for (; begin + kRowsTogether <= end; begin += kRowsTogether) forward_rows<Norm, Access, kSum, kRowsTogether>(plan, keys, begin, buffers);
   }
-  for (; begin < end; ++begin) forward_rows<Norm, Access, kSum, 1>(plan, key, begin, buffers);
+  for (; begin < end; ++begin) forward_rows<Norm, Access, kSum, 1>(plan, keys, begin, buffers);
   if (plan.streaming) stream_fence();
 }
 
@@ -206,7 +206,7 @@ template <class Norm, class Access, Sum kSum> inline void forward_with(const For
 
 inline Sum sum_of(const Forward& f) {
   const bool full = !f.residual.data || f.residual_scale != 1 || f.branch_bias.data || f.branch_scale.data || f.row_scale.data;
-  return full ? Sum::full : f.dropout.threshold ? Sum::dropout : Sum::plain;
+  return full ? Sum::full : f.dropout.on ? Sum::dropout : Sum::plain;
 }
 
 // The element type that all matrices of a call share; false where they differ.

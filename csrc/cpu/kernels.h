@@ -37,9 +37,10 @@ struct Vector {
   bool scalar = false;
 };
 
-// An element is dropped iff its 16-bit lane < threshold; threshold 0: no dropout.
+// An element is dropped iff its 16-bit lane < threshold: none where p rounds to 0, and the kept ones are scaled all the same.
 struct Dropout {
   uint64_t seed = 0;
+  bool on = false;
   uint32_t threshold = 0;
   double keep_scale = 1.0;
 };

@@ -26,12 +26,11 @@ template <class Access> struct Parameter {
   static const T* of(const Vector& v, int64_t d, Scratch& scratch, double offset = 0) {
     if (in_place(v, offset)) return static_cast<const T*>(v.data);
     T* result = scratch.take<T>(padded(d));
-    const Vec<T> shift = splat(static_cast<T>(offset));
-    const Vec<T> number = v.scalar ? splat(load_scalar<T>(v, 0)) : splat(T(0));
+    const Vec<T> shift = splat(static_cast<T>(offset)), number = splat(v.scalar ? load_scalar<T>(v, 0) : T(0));
     columns<true>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
       Pair<T> loaded = {number, number};
       if (!v.scalar) loaded = load_vector<Access::kOrder, T>(v, c, n);
-      if (offset != 0) loaded = loaded + shift;
+      if (offset != 0) loaded = loaded + Pair<T>{shift, shift};
       store_pair(result + c, Whole{}, only<Access::kOrder>(n, loaded));
     });
     return result;
@@ -41,7 +40,7 @@ template <class Access> struct Parameter {
 // 32 columns of a parameter, piece by piece. One in split order is a padded copy, of which a part would not be the first columns.
 template <class T> struct Padded {
   const T* p;
-  ADDNORM_INLINE Piece<T> get(int u) const { return load_piece(p, u); }
+  ADDNORM_INLINE Piece<T> get(int u) const { return load_piece<T>(p, u); }
 };
 template <class Access, class N, class T = typename Access::T> ADDNORM_INLINE auto parameter(const T* p, int64_t column, N n) {
   if constexpr (Access::kOrder == Order::split || std::is_same_v<N, Whole>) return Padded<T>{p + column};
@@ -51,7 +50,7 @@ template <class Access, class N, class T = typename Access::T> ADDNORM_INLINE au
 // The values of one row in the arithmetic's type, whatever the row is told apart by.
 template <class T> ADDNORM_INLINE T row_value(const Vector& v, int64_t row) {
   if (!v.data) return T(1);
-  const T value = load_scalar<T>(v, v.scalar ? 0 : row);
+  const T value = load_scalar<T>(v, row);
   return value == value ? value : T(__builtin_nan(""));  // tame: see elements.h
 }
 

@@ -17,6 +17,7 @@ constexpr int kBlockColumns = 8;
 constexpr int kBatches = 2;
 
 // The memory that the lanes of a row of d columns take, in lanes: whole turns on every instruction set.
+static_assert(128 % (kBatches * kBlocks * kBlockColumns) == 0);
 inline int64_t lane_space(int64_t d) { return (d + 127) / 128 * 128; }
 
 // Lane 2j holds block j and lane 2j + 1 block kBlocks/2 + j, so that unpacking brings the blocks out in order.
@@ -98,11 +99,11 @@ template <Order kOrder, class T> ADDNORM_INLINE Piece<T> keep(const uint16_t* ke
   using Bits = decltype(widen_lanes(T(0), kept));
   const Bits bits = (Bits)all(scale).a;
   if constexpr (kOrder == Order::split) {
-    const auto w = load_native(reinterpret_cast<const uint32_t*>(kept) + u * kNativeLanes<uint32_t>);
+    const auto w = load_native<uint32_t>(kept + u * (kNativeBytes / 2));
     const auto even = (Vec<int32_t>::Native)(w << 16) >> 16, odd = (Vec<int32_t>::Native)w >> 16;
     return {(Native)(bits & (Bits)even), (Native)(bits & (Bits)odd)};
   } else {
-    const uint16_t* first = kept + u * kNativeLanes<T>;
+    const uint16_t* first = kept + u * (kLanes / Vec<T>::kParts);
     return {(Native)(bits & widen_lanes(T(0), first)), (Native)(bits & widen_lanes(T(0), first + kLanes))};
   }
 }

@@ -67,13 +67,13 @@ template <class T> ADDNORM_INLINE Piece<T> all(T value) {
   return {v, v};
 }
 
-#define ADDNORM_OPERATOR(OP)                                                                                      \
-  template <class T> ADDNORM_INLINE Vec<T> operator OP(Vec<T> a, Vec<T> b) {                                      \
-    each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA { a.part[i.value] = a.part[i.value] OP b.part[i.value]; });   \
-    return a;                                                                                                     \
-  }                                                                                                               \
-  template <class T> ADDNORM_INLINE Pair<T> operator OP(Pair<T> a, Pair<T> b) { return {a.a OP b.a, a.b OP b.b}; } \
-  template <class T> ADDNORM_INLINE Pair<T> operator OP(Pair<T> a, Vec<T> b) { return {a.a OP b, a.b OP b}; }   \
+template <class T> ADDNORM_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) {
+  each<Vec<T>::kParts>([&](auto i) ADDNORM_LAMBDA { a.part[i.value] += b.part[i.value]; });
+  return a;
+}
+template <class T> ADDNORM_INLINE Pair<T> operator+(Pair<T> a, Pair<T> b) { return {a.a + b.a, a.b + b.b}; }
+
+#define ADDNORM_OPERATOR(OP)                                                                                          \
   template <class T> ADDNORM_INLINE Piece<T> operator OP(Piece<T> a, Piece<T> b) { return {a.a OP b.a, a.b OP b.b}; } \
   template <class T> ADDNORM_INLINE Piece<T> operator OP(Piece<T> a, T b) { return {a.a OP b, a.b OP b}; }
 ADDNORM_OPERATOR(+)
@@ -206,7 +206,6 @@ template <class T> ADDNORM_INLINE Vec<T> first_lanes(Vec<T> v, int count) {
 }
 
 // Zero beyond the last column: what a sum must not see.
-template <Order kOrder, class T> ADDNORM_INLINE Pair<T> only(Whole, Pair<T> p) { return p; }
 template <Order kOrder, class T, class N> ADDNORM_INLINE Pair<T> only(N n, Pair<T> p) {
   if (n.count == kStep) return p;
   const int a = kOrder == Order::split ? (n.count + 1) / 2 : n.count < kLanes ? n.count : kLanes;
@@ -229,15 +228,6 @@ template <bool kCompact, class Body> ADDNORM_INLINE void columns(int64_t begin, 
   } else {
     for (; begin + kStep <= end; begin += kStep) body(begin, Whole{});
     if (begin < end) body(begin, Part{static_cast<int>(end - begin)});
-  }
-}
-
-// f(0), ..., f(count - 1); written out where kUnrolled, and then count is N.
-template <bool kUnrolled, int N, class F> ADDNORM_INLINE void each_row(int count, F f) {
-  if constexpr (kUnrolled) {
-    each<N>(f);
-  } else {
-    for (int r = 0; r < count; ++r) f(r);
   }
 }
 

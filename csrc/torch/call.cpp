@@ -59,7 +59,7 @@ at::Tensor empty_stats(at::IntArrayRef sizes, Norm norm, at::ScalarType dtype) {
 
 Dropout dropout(const Options& options) {
   if (options.dropout_p == 0) return {};
-  return {options.seed, dropout_threshold(options.dropout_p), 1.0 / (1.0 - options.dropout_p)};
+  return {options.seed, true, dropout_threshold(options.dropout_p), 1.0 / (1.0 - options.dropout_p)};
 }
 
 int64_t rows_of(const at::Tensor& t) {
@@ -92,7 +92,7 @@ Results forward(const Operands& operands, const Options& options, bool keep_stre
   Results results;
   // An output whose columns are not adjacent is computed beside it, then copied.
   const auto target = [&](const at::Tensor* given, at::ScalarType dtype) {
-    const bool direct = given != nullptr && (given->sizes().back() <= 1 || given->strides().back() == 1);
+    const bool direct = given != nullptr && given->dim() <= kMaxRowDims + 1 && (given->sizes().back() <= 1 || given->strides().back() == 1);
     return direct ? *given : empty_output(x.sizes(), dtype, call.fresh_pages);
   };
   results.y = target(out, options.out_dtype);

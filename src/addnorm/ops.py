@@ -1,5 +1,7 @@
 """The operators ``addnorm::forward``, ``addnorm::forward_out`` and ``addnorm::backward``.
 
+``_forward`` and ``_backward`` are the same in Python, on the CPU too.
+
 The only file that speaks to torch.library: schemas, fake kernels, autograd. The arguments of an operator are
 the fields of `Call` and `Gradient`, in their order. Results that are not asked for are empty tensors.
 """
@@ -32,7 +34,7 @@ LIBRARY = torch.library.Library("addnorm", "DEF")
 LIBRARY.define(f"forward{FORWARD}")
 LIBRARY.define(f"forward_out({CALL}, str backend, *, Tensor(a!) out, Tensor(b!)? stream_out) -> ()")
 LIBRARY.define(f"backward{BACKWARD}")
-# On the CPU the extension implements forward and backward, see csrc/torch/dispatch.cpp; another backend's calls come back here.
+# On the CPU the extension implements forward and backward (csrc/torch/operators.cpp); other backends' calls come back.
 LIBRARY.define(f"_forward{FORWARD}")
 LIBRARY.define(f"_backward{BACKWARD}")
 

@@ -36,7 +36,7 @@ struct Layer {
   template <Order kOrder, class T> static ADDNORM_OUTLINE void refine(Row<T>& row, const T* terms, int64_t d, T eps) {
     T sums[2];
     row_sums<true>(d, sums, [&](int64_t c, auto n, auto sum) ADDNORM_LAMBDA {
-      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { add(sum[u], only<kOrder>(n, u, load_piece(terms + c, u) - row.correction)); });
+      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { add(sum[u], only<kOrder>(n, u, load_piece<T>(terms + c, u) - row.correction)); });
     });
     Row<T> rest;
     finish(rest, sums, static_cast<T>(d), eps);

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._inductor.compile_fx import compile_fx
 from torch.fx import GraphModule
 
 from .capture import EagerCall, isolation, traced
@@ -55,6 +54,8 @@ class InductorCall(EagerCall):
 
     def compile(self, module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         """Dynamo's backend."""
+        from torch._inductor.compile_fx import compile_fx  # takes seconds, and warns about torch itself
+
         self.look_over()
         self.captures += 1
         TriedPass(self.report)(module.graph)
