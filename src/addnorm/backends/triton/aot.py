@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,15 +51,17 @@ class Compiled:
     registers: int
     shared: int  # bytes
     spills: int  # bytes
-    accesses: tuple[str, ...]
+    accesses: dict[str, int]  # how many of each kind
+    partials: int  # stores of column sums, one a program, which may have 8 bytes
     asked: int  # programs a multiprocessor that the launch wants, 0: as many as there are
 
     @property
     def wide(self) -> bool:
         """Whether 16-byte accesses, and none of 8, move the activations; single numbers aside."""
-        return any("v4.b32" in a or "v2.b64" in a for a in self.accesses) and not any(
-            "v2.b32" in a for a in self.accesses
-        )
+        narrow = {access: count for access, count in self.accesses.items() if "v2.b32" in access}
+        stored = sum(count for access, count in narrow.items() if access.startswith("st"))
+        sixteen = any("v4.b32" in access or "v2.b64" in access for access in self.accesses)
+        return sixteen and stored <= self.partials and stored == sum(narrow.values())
 
     @property
     def resident(self) -> int:
@@ -105,10 +108,13 @@ def compile_row(row: Forward | Backward, size: int, width: int, norm: str, optio
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": row.warps})
     registers, spills = ptxas(binary.asm["ptx"], arch)
     accesses = re.findall(r"(?:(?:ld|st)\.global[.\w:]*|cp\.async\.c[ag][.\w]*)", binary.asm["ptx"])
-    kind, asked = ("forward", 0) if isinstance(row, Forward) else ("backward", row.programs)
+    kind, asked, partials = "forward", 0, 0
+    if isinstance(row, Backward):
+        kind, asked = "backward", row.programs
+        partials = sums(norm, option) * row.tiles(width, sums(norm, option), option != "plain")
     return Compiled(
         kind, NAMES[size], width, norm, option, arch, row.warps, registers, binary.metadata.shared, spills,
-        tuple(sorted(set(accesses))), asked,
+        dict(sorted(Counter(accesses).items())), partials, asked,
     )  # fmt: skip
 
 
