@@ -102,11 +102,11 @@ def test_outputs_and_gradients_agree(loss: Any) -> None:
 def test_a_fused_model_that_is_wrong_is_seen(wrong: str) -> None:
     model = tiny()
     pair = Pair(Path(), {"before": model, "after": tiny(), "exact": tiny().double()}, SimpleNamespace(), None)  # pyright: ignore
-    weight = pair.models["after"].encoder.layer[0].output.LayerNorm.weight
+    first, last = (layer.output.LayerNorm.weight for layer in pair.models["after"].encoder.layer)
     if wrong == "output":
-        weight.data *= 1 + 1e-4
+        last.data *= 1 + 1e-4
     else:
-        weight.register_hook(lambda grad: grad * (1 + 1e-2))
+        first.register_hook(lambda grad: grad * (1 + 1e-2))
     errors = verify(pair, words(), projection)
     assert not errors.holds
     assert as_close(**errors.output_error) is (wrong == "gradient")
