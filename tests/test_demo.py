@@ -52,6 +52,12 @@ def words(sentences: int = 4, length: int = 6) -> dict[str, Tensor]:
     return {"input_ids": torch.randint(50, shape), "attention_mask": torch.ones(shape, dtype=torch.long)}
 
 
+def test_weights_lie_as_those_of_a_copy_do(model: Any) -> None:
+    """Not in the mapped file, where they begin off any cache line's boundary: the two are timed side by side."""
+    for each in (model, copy.deepcopy(model)):
+        assert {p.data_ptr() % 64 for p in each.parameters()} == {0}
+
+
 def test_the_text_is_whole() -> None:
     sentences = minilm.load_sentences()
     assert 60 <= len(sentences) <= 100

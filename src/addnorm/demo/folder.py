@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,6 +71,9 @@ def check_folder(path: Path) -> None:
 def load_model(path: Path) -> Any:
     """The model, in eval mode: from safetensors alone, never with code of its own.
 
+    Its weights are copied: transformers leaves them in the mapped file, in pages and at addresses unlike those of the
+    copies that a model is timed against.
+
     Raises:
         ValueError: what the folder holds is no model that transformers can load without running the folder's code.
     """
@@ -78,7 +82,7 @@ def load_model(path: Path) -> Any:
 
     options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     try:
-        return AutoModel.from_pretrained(str(path), **options).eval()
+        return copy.deepcopy(AutoModel.from_pretrained(str(path), **options)).eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path} can not be loaded: {error}") from error
 
