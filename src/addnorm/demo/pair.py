@@ -53,12 +53,14 @@ def load_pair(name: str, progress: Progress = silent) -> Pair:
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: there is no model that can be loaded without running its code.
+        ValueError: there is no model of text that can be loaded without running its code.
     """
     path = folder_of(name)
     check_installed()
     progress("load and fuse the model", 0, 1)
     model = load_model(path).float()
+    if model.main_input_name != "input_ids":
+        raise ValueError(f"{path} holds a {type(model).__name__}, which takes {model.main_input_name}, not text")
     models = {"before": model, "after": copy.deepcopy(model), "exact": copy.deepcopy(model).double()}
     pair = Pair(path, models, Tokenizer(path), fuse(models["after"]))
     progress("load and fuse the model", 1, 1)
