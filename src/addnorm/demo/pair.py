@@ -76,13 +76,27 @@ def projection(output: Any, batch: Batch) -> Tensor:
 
 
 def verify(pair: Pair, batch: Batch, loss: Loss, progress: Progress = silent) -> Errors:
-    """Last hidden states and gradients of the original and of the fused model, against float64; without dropout."""
+    """Last hidden states and gradients of the original and of the fused model, against float64; without dropout.
+
+    Raises:
+        ValueError: the original can not be run on the batch.
+    """
+    check_runs(pair.models["before"], batch)
     found = {}
     for done, (kind, model) in enumerate(pair.models.items()):
         progress("compare with the original and with float64", done, len(pair.models))
         found[kind] = results(model.eval(), batch, loss)
     progress("compare with the original and with float64", len(pair.models), len(pair.models))
     return Errors(*(relative({kind: both[index] for kind, both in found.items()}) for index in (0, 1)))
+
+
+@torch.no_grad()
+def check_runs(model: Any, batch: Batch) -> None:
+    """So that what a model can not do is not laid to its fused copy."""
+    try:
+        model(**batch)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{type(model).__name__} can not be run on the text: {error}") from error
 
 
 def results(model: Any, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
