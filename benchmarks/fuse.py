@@ -34,7 +34,8 @@ Models = dict[str, nn.Module]
 
 def model_and_inputs(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     if name == REAL:
-        return minilm.load_model(), minilm.Tokenizer()(minilm.load_sentences()[:16])
+        model, tokenizer = minilm.load()
+        return model, tokenizer(minilm.load_sentences()[:16])
     case = cases(SIZE)[name]
     torch.manual_seed(1)
     return build(case), case.inputs()

@@ -32,7 +32,7 @@ def batch(sequences: int, tokens: int) -> dict[str, Tensor]:
 
 
 def prepared(how: str) -> Any:
-    model: Any = minilm.load_model().train()
+    model: Any = minilm.load()[0].train()
     if how == "fused":
         addnorm.fuse(model)
     return torch.compile(model) if how == "compiled" else model

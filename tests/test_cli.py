@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -95,6 +96,34 @@ def test_an_unwritable_path_is_refused_before_the_work(command: list[str], tmp_p
         assert reason in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert cli.main([*command, str(tmp_path / "file" / "page")]) == 2
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--markdown"]])
+def test_the_page_is_written_though_nobody_reads_stdout(form: list[str], saved: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` that has seen enough
+    command = [sys.executable, "-m", "addnorm", "bench", "--load", str(saved), "--html", str(page), *form]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, f"addnorm: wrote {page}\n")
+    assert "32x768" in page.read_text()
+
+
+@pytest.mark.parametrize("command", [["bench", "--load", "SAVED"], ["demo"]])
+def test_a_page_that_fails_takes_nothing_from_stdout(
+    command: list[str], saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def full(*_: object) -> None:
+        raise errors.CommandError("No space left")
+
+    monkeypatch.setattr(output, "write", full)
+    monkeypatch.setattr(demo_run, "run", lambda progress: demo_result())
+    filled = [str(saved) if word == "SAVED" else word for word in command]
+    assert cli.main([*filled, "--json", "--html", str(tmp_path / "page.html")]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)
+    assert "No space left" in captured.err
 
 
 def test_a_check_leaves_what_is_there(tmp_path: Path) -> None:

@@ -107,6 +107,21 @@ def test_a_folder_without_a_safe_model(
     assert reason in capsys.readouterr().err
 
 
+def test_a_model_of_something_else_than_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
+    transformers.ViTModel(config).save_pretrained(folder)
+    assert cli.main(["fuse", str(folder), "--json"]) == 2
+    assert "holds a ViTModel, which takes pixel_values, not text" in capsys.readouterr().err
+
+
+def test_a_model_that_lacks_words_of_its_tokenizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace('"cat": 3', '"cat": 3000').replace('"cat":3', '"cat":3000'))
+    assert cli.main(["fuse", str(folder), "--text", str(folder / "text"), "--json"]) == 2
+    assert "BertModel can not be run on the text: index out of range" in capsys.readouterr().err
+
+
 def test_a_path_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fuse", "no_such_model", "--json"]) == 2
     assert "neither a folder nor an installed package" in capsys.readouterr().err

@@ -36,15 +36,15 @@ def results() -> Results:
 def demo_result(name: str = "one sentence") -> DemoResult:
     sites = [
         {"norm": "a.norm", "call": 0, "kind": "layer", "fused": True, "folded": ["dropout", "add"], "stream": False,
-         "reason": "", "backend": "cpu"},
+         "plain": False, "reason": "", "backend": "cpu"},
         {"norm": "b.norm", "call": 0, "kind": "layer", "fused": False, "folded": [], "stream": False,
-         "reason": HOSTILE, "backend": ""},
+         "plain": False, "reason": HOSTILE, "backend": ""},
     ]  # fmt: skip
     return DemoResult(
         Machine("cpu", 2, "2.13", "5.23", "3.11", "Linux", "0.1", "cpu"),
         Model("MiniLM", 6, 384, 22_700_000, "a book", 100),
         {"fused": 1, "skipped": 1, "sites": sites, "breaks": []},
-        Agreement(100, 1e-7, 2e-7, 2e-7, 0.9999999, 1e-6, 1e-6),
+        Agreement(100, 1e-7, 2e-7, 2e-7, 0.9999999, 1e-7, 1e-7, 1e-6, 1e-6),
         (Query(HOSTILE, "yes", "yes", 0.5, 0.5), Query("who?", "one", "two", 0.5, 0.6)),
         (Workload(name, 1, 8, False, 0.0, 10e-3, 9.9e-3, 9e-3, 1e-3, 0.25e-3),),
         30.0,

@@ -47,18 +47,18 @@ def run(args: argparse.Namespace) -> None:
     results = load(args.load) if args.load else measure(args)
     if args.out:
         write(args.out, json_text(results.to_dict()))
-    if args.markdown:
-        from ..report import bench, cuda
-
-        print((cuda if results.on_gpu else bench).markdown(results))
-        return
 
     def document() -> Document:
         from ..report import bench, cuda
 
         return (cuda if results.on_gpu else bench).document(results)
 
-    deliver(args, results.to_dict(), document)
+    def markdown() -> str:
+        from ..report import bench, cuda
+
+        return (cuda if results.on_gpu else bench).markdown(results)
+
+    deliver(args, results.to_dict(), document, markdown if args.markdown else None)
 
 
 def measure(args: argparse.Namespace) -> Results:

@@ -11,7 +11,7 @@ from .output import add_output, check_output, deliver, progress
 if TYPE_CHECKING:
     from ..report.document import Document
 
-TEXT = "a real model on real text, before and after fusing: do the results agree, and what is gained"
+TEXT = "MiniLM on a chapter of a book, before and after fusing: do the results agree, and what is gained"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         with progress(args) as report_progress:
             result = run(report_progress)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise CommandError(str(error)) from error
 
     def document() -> Document:

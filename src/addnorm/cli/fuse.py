@@ -7,17 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import CommandError, UsageError
-from .output import add_output, check_output, deliver, progress
+from .output import add_output, check_output, deliver, progress, read
 
 if TYPE_CHECKING:
     from ..report.document import Document
 
-TEXT = "a model of yours from a local folder, before and after fusing"
+TEXT = "a model of yours, before and after fusing: do the results agree, and what is gained"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="PATH_OR_PACKAGE", help="a folder with config.json and *.safetensors")
-    parser.add_argument("--text", metavar="FILE", type=Path, help="sentences, one a line, instead of the demo's")
+    parser.add_argument(
+        "model",
+        metavar="PATH_OR_PACKAGE",
+        help="a folder with config.json, tokenizer.json and *.safetensors, or an installed package that carries one",
+    )
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        type=Path,
+        help="sentences, one a line, the first 16 of which are used; else a chapter of Alice",
+    )
     parser.add_argument("--train", action="store_true", help="measure a training step instead of inference")
     add_output(parser)
 
@@ -26,16 +35,12 @@ def run(args: argparse.Namespace) -> None:
     check_output(args)
     from ..demo import local
 
-    try:
-        lines = None if args.text is None else args.text.read_text(encoding="utf-8").splitlines()
-        local.folder_of(args.model)
-    except (OSError, ValueError) as error:
-        raise UsageError(str(error)) from error
+    lines = None if args.text is None else read(args.text)
     try:
         with progress(args) as report_progress:
             result = local.run(args.model, lines, training=args.train, progress=report_progress)
     except ImportError as error:
-        raise CommandError(f"{error}: pip install 'addnorm[demo]'") from error
+        raise CommandError(str(error)) from error
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import CommandError, UsageError
-from .output import Progress, add_output, check_output, deliver, progress
+from .output import Progress, add_output, check_output, deliver, progress, read
 
 if TYPE_CHECKING:
     from ..report.document import Document
@@ -30,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     check_output(args)
     from ..machine import describe
 
-    sentences = read(args.text) if args.text else None
+    sentences = pairs(args.text) if args.text else None
     with progress(args) as report_progress:
         found = inspected(args.path, sentences, report_progress)
 
@@ -42,13 +41,9 @@ def run(args: argparse.Namespace) -> None:
     deliver(args, {**found.to_dict(), "machine": asdict(describe())}, document)
 
 
-def read(path: Path) -> list[str]:
-    """The lines of a file that have any words; two are the fewest that a loss can be had from."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"can not read {path}: {getattr(error, 'strerror', None) or error}") from error
-    sentences = [line for line in lines if line]
+def pairs(path: Path) -> list[str]:
+    """The sentences of a file; two are the fewest that a loss can be had from."""
+    sentences = read(path)
     if len(sentences) < 2:
         raise UsageError(f"{path} has {len(sentences)} sentences, one a line: give 2 or more")
     return sentences
@@ -57,17 +52,12 @@ def read(path: Path) -> list[str]:
 def inspected(path: Path | None, sentences: list[str] | None, report_progress: Progress) -> Inspection:
     """The model, run over the text, forward and backward."""
     from ..demo import minilm
-    from ..demo.folder import load, pair_loss
+    from ..demo.folder import check_installed, load, pair_loss
     from ..xray import inspect
 
     try:
-        if path is None:
-            minilm.check_installed()
-            model, tokenizer = minilm.load_model(), minilm.Tokenizer()
-        elif importlib.util.find_spec("transformers") is None:
-            raise CommandError("transformers not installed: pip install 'addnorm[demo]'")
-        else:
-            model, tokenizer = load(path)
+        check_installed()
+        model, tokenizer = minilm.load() if path is None else load(path)
     except ImportError as error:
         raise CommandError(str(error)) from error
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What comes out of a command: stdout, a page, a saved file; progress goes to stderr."""
+"""What goes into a command and comes out: a text; stdout, a page, a saved file; progress goes to stderr."""
 
 from __future__ import annotations
 
@@ -54,10 +54,43 @@ def check_writable(path: Path) -> None:
         raise UsageError(f"can not write {path}: {error.strerror}") from error
 
 
-def deliver(args: argparse.Namespace, data: dict[str, Any], document: Callable[[], Document]) -> None:
-    """To stdout first, so that a disk which fills up later loses nothing; then the page."""
+def read(path: Path) -> list[str]:
+    """The lines of a text that have any words."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can not read {path}: {getattr(error, 'strerror', None) or error}") from error
+    return [line for line in lines if line]
+
+
+def deliver(
+    args: argparse.Namespace,
+    data: dict[str, Any],
+    document: Callable[[], Document],
+    markdown: Callable[[], str] | None = None,
+) -> None:
+    """The page first, as the reader of stdout, `head` say, may end it; a page that fails takes nothing from stdout."""
+    try:
+        if args.html:
+            from ..report import page
+
+            write(args.html, page.render(document()))
+            print(f"addnorm: wrote {args.html}", file=sys.stderr)
+    finally:
+        show(args, data, document, markdown)
+
+
+def show(
+    args: argparse.Namespace,
+    data: dict[str, Any],
+    document: Callable[[], Document],
+    markdown: Callable[[], str] | None,
+) -> None:
+    """On stdout, in the form that was asked for."""
     if args.json:
         print(json_text(data))
+    elif markdown is not None:
+        print(markdown())
     elif importlib.util.find_spec("rich") is None:
         from ..report import plain
 
@@ -66,11 +99,7 @@ def deliver(args: argparse.Namespace, data: dict[str, Any], document: Callable[[
         from ..report import terminal
 
         terminal.show(document())
-    if args.html:
-        from ..report import page
-
-        write(args.html, page.render(document()))
-        print(f"addnorm: wrote {args.html}", file=sys.stderr)
+    sys.stdout.flush()  # so that a reader who is gone is met here, not at the interpreter's end
 
 
 def write(path: Path, text: str) -> None:

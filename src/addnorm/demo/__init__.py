@@ -1,5 +1,5 @@
-"""The demonstration: a real model on real text, before and after."""
+"""A real model on real text, before and after fusing: `addnorm fuse` and the demonstration."""
 
-from .result import Agreement, DemoResult, Machine, Model, Query, Workload
+from .result import Agreement, DemoResult, Errors, Fused, Machine, Model, Query, Workload
 
-__all__ = ["Agreement", "DemoResult", "Machine", "Model", "Query", "Workload"]
+__all__ = ["Agreement", "DemoResult", "Errors", "Fused", "Machine", "Model", "Query", "Workload"]

@@ -1,4 +1,4 @@
-"""Does the fused model say the same? Embeddings, gradients and answers, beside the original and beside float64."""
+"""Does the fused MiniLM say the same? Its embeddings and answers, beside the original's and beside float64."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .minilm import Batch, embed, neighbour_loss
-from .result import Agreement, Query
+from .folder import Batch, embeddings
+from .result import Agreement, Errors, Query
 
 if TYPE_CHECKING:
     from transformers import BertModel
@@ -24,30 +24,22 @@ QUERIES = (
 
 @torch.no_grad()
 def embeddings_of(model: BertModel, batch: Batch) -> Tensor:
-    return embed(model, batch).double()
+    return embeddings(model(**batch)[0], batch).double()
 
 
-def gradients(model: BertModel, batch: Batch) -> Tensor:
-    """Of the training loss, all parameters in one vector; the model is in eval mode, so without dropout."""
-    model.zero_grad()
-    neighbour_loss(model, batch).backward()
-    found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    model.zero_grad()
-    return found.double()
-
-
-def agreement(embeddings: dict[str, Tensor], grads: dict[str, Tensor]) -> Agreement:
-    """From embeddings and gradients, each "before", "after" and "exact"."""
-    before, after, exact = (embeddings[kind] for kind in ("before", "after", "exact"))
-    size = grads["exact"].norm()
+def agreement(found: dict[str, Tensor], errors: Errors) -> Agreement:
+    """From embeddings, "before", "after" and "exact", and the errors of outputs and gradients."""
+    before, after, exact = (found[kind] for kind in ("before", "after", "exact"))
     return Agreement(
         sentences=len(exact),
         difference=(after - before).abs().max().item(),
         original_error=(before - exact).abs().max().item(),
         fused_error=(after - exact).abs().max().item(),
         cosine=torch.cosine_similarity(before, after).min().item(),
-        gradient_original_error=((grads["before"] - grads["exact"]).norm() / size).item(),
-        gradient_fused_error=((grads["after"] - grads["exact"]).norm() / size).item(),
+        output_original_error=errors.output_error["before"],
+        output_fused_error=errors.output_error["after"],
+        gradient_original_error=errors.gradient_error["before"],
+        gradient_fused_error=errors.gradient_error["after"],
     )
 
 

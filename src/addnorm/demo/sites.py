@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ..functional import add_norm
-from .minilm import Batch
+from .folder import Batch
 
 if TYPE_CHECKING:
     from transformers import BertModel

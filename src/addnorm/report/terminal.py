@@ -16,9 +16,16 @@ from .document import Document, Table
 SHORT = 12  # characters that never wrap
 
 
+class Terminal(Console):
+    """A console that tells its caller when the reader has gone, where rich would end the program as failed."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def show(document: Document, console: Console | None = None) -> None:
     """Prints title, sections, facts, and last what was found, where the eye is."""
-    console = console or Console()
+    console = console or Terminal()
     console.print(f"[bold]{escape(document.title)}[/bold]")
     for name, value in document.facts.items():
         console.print(f"  [dim]{escape(name)}[/dim] {escape(value)}", highlight=False)
