@@ -111,9 +111,9 @@ template <class Access, class N> struct BranchSide {
 };
 
 // `count` rows, R of them but in the full form; `first` where the block's accumulators are still to be set.
-template <class Norm, class Access, Form kForm, int R>
+template <class Norm, class Access, Form kForm, int R, class Streaming>
 inline void backward_rows(const BackwardPlan<Access>& plan, const std::optional<RoundKeys>& keys, int64_t row, int count,
-                          Columns<typename Access::T> totals, bool first, uint16_t* lanes) {
+                          Columns<typename Access::T> totals, bool first, uint16_t* lanes, Streaming streaming) {
   using T = typename Access::T;
   constexpr bool kFull = kForm == Form::full, kDrops = kForm == Form::dropout || kForm == Form::dropout_ds;
   constexpr bool kHasDs = kForm == Form::dy_ds || kForm == Form::dropout_ds;
@@ -133,7 +133,7 @@ inline void backward_rows(const BackwardPlan<Access>& plan, const std::optional<
     auto zs = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::reader(b.z.dtype, rows.z[r], c, n); });
     auto dss = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::reader(b.ds.dtype, rows.ds[r], c, n); });
     const auto writers = [&](const Matrix& m, char* const* row) ADDNORM_LAMBDA {
-      return several<R>([&](auto r) ADDNORM_LAMBDA { return Access::writer(m.dtype, row[r], c, n, p.streaming); });
+      return several<R>([&](auto r) ADDNORM_LAMBDA { return Access::writer(m.dtype, row[r], c, n, streaming); });
     };
     const auto gradient = [&](auto r, auto u, Piece<T> weight, PieceSums<T>& sums) ADDNORM_LAMBDA {
       if constexpr (kFull)
@@ -196,7 +196,7 @@ inline void backward_rows(const BackwardPlan<Access>& plan, const std::optional<
   }
 }
 
-template <class Norm, class Access, Form kForm> inline void backward_blocks(void* context, int64_t begin, int64_t end) {
+template <class Norm, class Access, Form kForm, class Streaming> inline void backward_blocks(void* context, int64_t begin, int64_t end) {
   constexpr int R = kBackwardRows;
   const auto& job = *static_cast<const BackwardJob<Access>*>(context);
   const BackwardPlan<Access>& plan = job.plan;
@@ -210,8 +210,11 @@ template <class Norm, class Access, Form kForm> inline void backward_blocks(void
     const auto totals = job.partials.columns_of(block);
     const int64_t first = job.blocks.begin(block), last = job.blocks.end(block);
     int64_t row = first;
-    for (; row + R <= last; row += R) backward_rows<Norm, Access, kForm, R>(plan, keys, row, R, totals, row == first, lanes);
-    if (row < last) backward_rows<Norm, Access, Form::full, R>(plan, keys, row, static_cast<int>(last - row), totals, row == first, lanes);
+    for (; row + R <= last; row += R) backward_rows<Norm, Access, kForm, R>(plan, keys, row, R, totals, row == first, lanes, Streaming(plan.streaming));
+    if (row < last) {
+      const int count = static_cast<int>(last - row);
+      backward_rows<Norm, Access, Form::full, R>(plan, keys, row, count, totals, row == first, lanes, plan.streaming);
+    }
   }
   if (plan.streaming) stream_fence();
 }
@@ -244,8 +247,12 @@ template <class Norm, class Access, Form kForm> inline void backward_with(const 
   };
   BackwardJob<Access> job = {plan, blocks, partials};
   const int64_t elements = b.rows * b.d;
-  if (elements < kParallelElements || blocks.count() < 2) backward_blocks<Norm, Access, kForm>(&job, 0, blocks.count());
-  else runtime.parallel_for(blocks.count(), 1, &job, backward_blocks<Norm, Access, kForm>);
+  const auto run = [&]<class Streaming>(Streaming) {
+    if (elements < kParallelElements || blocks.count() < 2) backward_blocks<Norm, Access, kForm, Streaming>(&job, 0, blocks.count());
+    else runtime.parallel_for(blocks.count(), 1, &job, backward_blocks<Norm, Access, kForm, Streaming>);
+  };
+  if constexpr (kForm == Form::full) run(plan.streaming);
+  else plan.streaming ? run(Streamed(true)) : run(Cached(false));
   if (partials.any()) partials.finish(runtime);
 }
 

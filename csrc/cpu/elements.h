@@ -215,14 +215,22 @@ template <> struct Reader<BF16> {
 ADDNORM_INLINE void put_piece(F32, char* p, int u, Piece<float> v) { store_piece(p, u, v); }
 ADDNORM_INLINE void put_piece(BF16, char* p, int u, Piece<float> v) { store_native(p + u * kNativeBytes, narrow_piece(v)); }
 
+// Whether stores go past the caches, as the compiler knows it; the texts of the rare calls have a bool in its place.
+template <bool kStreams> struct Known {
+  constexpr explicit Known(bool) {}
+  constexpr operator bool() const { return kStreams; }
+};
+using Cached = Known<false>;
+using Streamed = Known<true>;
+
 // What goes past the caches goes in whole lines: half-written ones of several rows would leave the processor one by one.
-template <class E> struct Writer {
+template <class E, class Streaming> struct Writer {
   static constexpr int kBytes = kStep * E::kBytes;
   char* p;
-  bool streaming;
+  Streaming streaming;
   alignas(64) char staged[kBytes];
 
-  ADDNORM_INLINE Writer(char* p, bool streaming) : p(p), streaming(streaming) {}
+  ADDNORM_INLINE Writer(char* p, Streaming streaming) : p(p), streaming(streaming) {}
   ADDNORM_INLINE void put(int u, Piece<float> v) { put_piece(E{}, streaming ? staged : p, u, v); }
   ADDNORM_INLINE void close() const {
     if (!streaming) return;
@@ -261,9 +269,9 @@ template <class E> struct Same {
     if constexpr (kByPiece && std::is_same_v<N, Whole>) return Reader<E>{row + column * E::kBytes};
     else return Loaded<T>{row ? load(dtype, row, column, n) : Pair<T>{}};
   }
-  template <class N> static ADDNORM_INLINE auto writer(DType dtype, char* row, int64_t column, N n, bool streaming) {
+  template <class N, class Streaming> static ADDNORM_INLINE auto writer(DType dtype, char* row, int64_t column, N n, Streaming streaming) {
     if constexpr (kByPiece && std::is_same_v<N, Whole>) {
-      return Writer<E>(row + column * E::kBytes, streaming);
+      return Writer<E, Streaming>(row + column * E::kBytes, streaming);
     } else {
       const auto put = [=](const Pair<T>& v) ADDNORM_LAMBDA { store(dtype, row, column, n, v, streaming); };
       return Stored<T, decltype(put)>{put, {}};

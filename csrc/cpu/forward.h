@@ -28,7 +28,7 @@ template <class Access> struct ForwardPlan {
   const T *weight, *bias, *branch_bias, *branch_scale;
   T residual_scale, keep_scale;
   bool streaming;
-  bool near;  // rows are finished together
+  bool near;  // rows are finished together; what is near is not streamed
 };
 
 // The usual calls have a text of their own, with no detour in it; `full` is everything else.
@@ -76,42 +76,53 @@ template <class Access, Sum kSum> struct RowSum {
   }
 };
 
-// The first pass over a row: z goes to memory if asked for, its terms to the buffer, and their sums into `sums`.
+template <class Norm, class Access, Sum kSum>
+ADDNORM_INLINE RowSum<Access, kSum> row_sum(const ForwardPlan<Access>& p, int64_t row, const uint16_t* lanes) {
+  using T = typename Access::T;
+  return {p, row_pointer(p.call.x, row), row_pointer(p.call.residual, row), lanes, kSum == Sum::full ? row_value<T>(p.call.row_scale, row) : T(1)};
+}
+
+// What a norm begins with: the mean of the first columns.
 template <class Norm, class Access, Sum kSum, class T = typename Access::T>
-inline void sum_row(const ForwardPlan<Access>& p, const std::optional<RoundKeys>& keys, int64_t row, T* terms, uint16_t* lanes,
-                    typename Norm::template Row<T>& stats, T (&sums)[Norm::kSums]) {
-  const Forward& f = p.call;
-  const int64_t d = f.d;
-  const bool store_z = f.z.data != nullptr, streaming = p.streaming;
-  if (kSum != Sum::plain && keys) kept_lanes(lanes, d, f.dropout.threshold, *keys, static_cast<uint64_t>(row));
-  const RowSum<Access, kSum> z = {p, row_pointer(f.x, row), row_pointer(f.residual, row), lanes,
-                                  kSum == Sum::full ? row_value<T>(f.row_scale, row) : T(1)};
-  char* const stored = row_pointer(f.z, row);
-  if constexpr (Norm::kShifts) {
-    const Some head = {static_cast<int>(d < kStep ? d : kStep)};
+ADDNORM_INLINE void begin_row(const RowSum<Access, kSum>& z, typename Norm::template Row<T>& stats) {
+  const auto mean = [&](auto head) ADDNORM_LAMBDA {
     Vec<T> first;
     z.step(0, head, [&](auto u, Piece<T> v) ADDNORM_LAMBDA {
       v = only<Access::kOrder>(head, u, v);
       first.part[u] = v.a + v.b;
     });
     Norm::begin(stats, sum(first), T(head.count));
-  }
-  const typename Norm::template Row<T> begun = stats;
-  row_sums<Access::kCompact>(d, sums, [&](int64_t c, auto n, auto accumulators) ADDNORM_LAMBDA {
-    auto target = Access::writer(f.z.dtype, stored, c, n, streaming);
-    z.step(c, n, [&](auto u, Piece<T> v) ADDNORM_LAMBDA {
-      if (store_z) target.put(u, v);
-      const Piece<T> term = only<Access::kOrder>(n, u, Norm::term(begun, v));
-      store_piece(terms + c, u, term);
-      Norm::add(accumulators[u], term);
+  };
+  const int64_t d = z.p.call.d;
+  if (!Access::kCompact && d >= kStep) mean(Whole{});
+  else mean(Some{static_cast<int>(d < kStep ? d : kStep)});
+}
+
+// The first pass over a row: z goes to memory if asked for, its terms to the buffer, and their sums into `sums`.
+template <class Norm, class Access, Sum kSum, class Streaming, class T = typename Access::T>
+ADDNORM_INLINE void sum_row(const RowSum<Access, kSum>& z, int64_t row, T* terms, const typename Norm::template Row<T> begun, Streaming streaming,
+                    T (&sums)[Norm::kSums]) {
+  const Forward& f = z.p.call;
+  const auto pass = [&]<bool kStores>(Flags<kStores>) ADDNORM_LAMBDA {
+    char* const stored = kStores ? row_pointer(f.z, row) : nullptr;
+    row_sums<Access::kCompact>(f.d, sums, [&](int64_t c, auto n, auto accumulators) ADDNORM_LAMBDA {
+      auto target = Access::writer(f.z.dtype, stored, c, n, streaming);
+      z.step(c, n, [&](auto u, Piece<T> v) ADDNORM_LAMBDA {
+        if constexpr (kStores) target.put(u, v);
+        const Piece<T> term = only<Access::kOrder>(n, u, Norm::term(begun, v));
+        store_piece(terms + c, u, term);
+        Norm::add(accumulators[u], term);
+      });
+      if constexpr (kStores) target.close();
     });
-    if (store_z) target.close();
-  });
+  };
+  f.z.data ? pass(Flags<true>{}) : pass(Flags<false>{});
 }
 
 // R rows at once: their reductions wait on each other's latency, and weight and bias are loaded once for all.
-template <class Norm, class Access, Sum kSum, int R>
-inline void forward_rows(const ForwardPlan<Access>& p, const std::optional<RoundKeys>& keys, int64_t row, RowBuffers<typename Access::T> buffers) {
+template <class Norm, class Access, Sum kSum, int R, class Streaming>
+inline void forward_rows(const ForwardPlan<Access>& p, const std::optional<RoundKeys>& keys, int64_t row, RowBuffers<typename Access::T> buffers,
+                         Streaming streaming) {
   using T = typename Access::T;
   using Row = typename Norm::template Row<T>;
   const Forward& f = p.call;
@@ -119,8 +130,17 @@ inline void forward_rows(const ForwardPlan<Access>& p, const std::optional<Round
   Row rows[R];
   T sums[R][Norm::kSums];
   char* y[R];
+  const auto row_at = [&](int r) ADDNORM_LAMBDA { return row_sum<Norm, Access, kSum>(p, row + r, buffers.lanes); };
+  const auto begin = [&](int r) ADDNORM_LAMBDA {
+    if constexpr (Norm::kShifts) begin_row<Norm>(row_at(r), rows[r]);
+  };
+  if constexpr (kSum == Sum::plain) each<R>(begin);  // they wait on each other's latency too, but one mask is at hand at a time
   for (int r = 0; r < R; ++r) {
-    sum_row<Norm, Access, kSum>(p, keys, row + r, buffers.terms + r * buffers.stride, buffers.lanes, rows[r], sums[r]);
+    if constexpr (kSum != Sum::plain) {
+      if (keys) kept_lanes(buffers.lanes, d, f.dropout.threshold, *keys, static_cast<uint64_t>(row + r));
+      begin(r);
+    }
+    sum_row<Norm>(row_at(r), row + r, buffers.terms + r * buffers.stride, rows[r], streaming, sums[r]);
   }
   each<R>([&](auto r) ADDNORM_LAMBDA {
     const T eps = static_cast<T>(f.eps);
@@ -134,7 +154,7 @@ inline void forward_rows(const ForwardPlan<Access>& p, const std::optional<Round
   const auto write = [&]<bool kWeight, bool kBias>(Flags<kWeight, kBias>) ADDNORM_LAMBDA {
     columns<Access::kCompact>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
       const auto weights = parameter<Access>(p.weight, c, n), biases = parameter<Access>(p.bias, c, n);
-      auto targets = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::writer(f.y.dtype, y[r], c, n, p.streaming); });
+      auto targets = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::writer(f.y.dtype, y[r], c, n, streaming); });
       each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
         Piece<T> weight, bias;
         if constexpr (kWeight) weight = weights.get(u);
@@ -155,9 +175,10 @@ inline void forward_rows(const ForwardPlan<Access>& p, const std::optional<Round
 }
 
 // Rows [begin, end), several together while they are near; a row's bits do not depend on its company.
-template <class Norm, class Access, Sum kSum> inline void forward_range(void* context, int64_t begin, int64_t end) {
+template <class Norm, class Access, Sum kSum, class Streaming> inline void forward_range(void* context, int64_t begin, int64_t end) {
   using T = typename Access::T;
   const auto& plan = *static_cast<const ForwardPlan<Access>*>(context);
+  const Streaming streaming(plan.streaming);
   const bool drops = plan.call.dropout.on;
   const int64_t d = plan.call.d, stride = skewed(d), lanes = drops ? lane_space(d) : 0;
   const int together = kSum != Sum::full && plan.near ? kRowsTogether : 1;
@@ -166,12 +187,13 @@ template <class Norm, class Access, Sum kSum> inline void forward_range(void* co
   const RowBuffers<T> buffers = {terms, scratch.take<uint16_t>(lanes), stride};
   std::optional<RoundKeys> keys;
   if (drops) keys.emplace(plan.call.dropout.seed);
-  if constexpr (kSum != Sum::full) {
+  if constexpr (std::is_same_v<Streaming, Cached>) {
+    constexpr int R = kRowsTogether;
     if (together > 1)
-      for (; begin + kRowsTogether <= end; begin += kRowsTogether) forward_rows<Norm, Access, kSum, kRowsTogether>(plan, keys, begin, buffers);
+      for (; begin + R <= end; begin += R) forward_rows<Norm, Access, kSum, R>(plan, keys, begin, buffers, streaming);
   }
-  for (; begin < end; ++begin) forward_rows<Norm, Access, kSum, 1>(plan, keys, begin, buffers);
-  if (plan.streaming) stream_fence();
+  for (; begin < end; ++begin) forward_rows<Norm, Access, kSum, 1>(plan, keys, begin, buffers, streaming);
+  if (streaming) stream_fence();
 }
 
 // Streaming stores want whole aligned steps.
@@ -200,8 +222,12 @@ template <class Norm, class Access, Sum kSum> inline void forward_with(const For
       streaming_pays(written, f.fresh_pages) && aligned_rows(f.y, f.d) && aligned_rows(f.z, f.d),
       written <= kNearBytes && f.d <= kNearColumns,
   };
-  if (f.rows * f.d < kParallelElements) return forward_range<Norm, Access, kSum>(&plan, 0, f.rows);
-  runtime.parallel_for(f.rows, row_grain(f.d), &plan, forward_range<Norm, Access, kSum>);
+  const auto run = [&]<class Streaming>(Streaming) {
+    if (f.rows * f.d < kParallelElements) return forward_range<Norm, Access, kSum, Streaming>(&plan, 0, f.rows);
+    runtime.parallel_for(f.rows, row_grain(f.d), &plan, forward_range<Norm, Access, kSum, Streaming>);
+  };
+  if constexpr (kSum == Sum::full) run(plan.streaming);
+  else plan.streaming ? run(Streamed(true)) : run(Cached(false));
 }
 
 inline Sum sum_of(const Forward& f) {
