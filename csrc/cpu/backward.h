@@ -83,6 +83,33 @@ template <class T> struct PieceSums {
   Piece<T> sum[kColumnSums] = {all(T(0)), all(T(0)), all(T(0)), all(T(0))};
 };
 
+// dz in 32 columns of the rows at hand, and what they add to dweight and dbias on the way.
+template <class Norm, class Access, Form kForm, int R, class N> struct SumGradient {
+  using T = typename Access::T;
+  using Readers = decltype(readers<Access, R>(Matrix{}, nullptr, 0, N{}));
+  const BackwardPlan<Access>& p;
+  const BackwardRows<Norm, T, R>& rows;
+  decltype(parameter<Access>(static_cast<const T*>(nullptr), 0, N{})) weights;
+  Readers dys, zs, dss;
+
+  ADDNORM_INLINE SumGradient(const BackwardPlan<Access>& p, const BackwardRows<Norm, T, R>& rows, int64_t c, N n)
+      : p(p), rows(rows), weights(parameter<Access>(p.weight, c, n)), dys(readers<Access, R>(p.call.dy, rows.dy, c, n)),
+        zs(readers<Access, R>(p.call.z, rows.z, c, n)), dss(readers<Access, R>(p.call.ds, rows.ds, c, n)) {}
+
+  ADDNORM_INLINE Piece<T> weight(int u) const { return p.weight ? weights.get(u) : all(T(1)); }
+
+  template <class I> ADDNORM_INLINE Piece<T> get(I r, int u, Piece<T> weight, PieceSums<T>& sums) const {
+    if constexpr (kForm == Form::full)
+      if (!p.has_dy) return dss.item[r].get(u);
+    const Piece<T> xhat = Norm::normalise(rows.stats[r], rows.gradients[r], zs.item[r].get(u)), dy = dys.item[r].get(u);
+    sums.sum[kWeight] = fma(dy, xhat, sums.sum[kWeight]);
+    sums.sum[kBias] = sums.sum[kBias] + dy;
+    const Piece<T> dz = Norm::apply(rows.stats[r], rows.gradients[r], dy * weight, xhat);
+    constexpr bool kHasDs = kForm == Form::dy_ds || kForm == Form::dropout_ds;
+    return kHasDs || (kForm == Form::full && p.has_ds) ? dz + dss.item[r].get(u) : dz;
+  }
+};
+
 // What the branch's side of the sum wants of dz in 32 columns: dx, dbranch_bias, dbranch_scale and a term of drow_scale.
 template <class Access, class N> struct BranchSide {
   using T = typename Access::T;
@@ -110,89 +137,86 @@ template <class Access, class N> struct BranchSide {
   }
 };
 
-// `count` rows, R of them but in the full form; `first` where the block's accumulators are still to be set.
+// 32 columns of R rows, in the forms without detour.
+template <class Norm, class Access, Form kForm, int R, class N, class Streaming>
+ADDNORM_INLINE void backward_step(const BackwardPlan<Access>& p, const BackwardRows<Norm, typename Access::T, R>& rows,
+                                  const ColumnTotals<typename Access::T>& totals, const uint16_t* lanes, int64_t c, N n, Streaming streaming) {
+  using T = typename Access::T;
+  constexpr bool kDrops = kForm == Form::dropout || kForm == Form::dropout_ds;
+  const Backward& b = p.call;
+  const bool is_dx = !kDrops && b.dx.data;  // what is written first: dx, else dresidual
+  const SumGradient<Norm, Access, kForm, R, N> gradient(p, rows, c, n);
+  auto outs = writers<Access, R>(is_dx ? b.dx : b.dresidual, is_dx ? rows.dx : rows.dresidual, c, n, streaming);
+  auto dxs = writers<Access, R>(b.dx, rows.dx, c, n, streaming);
+  each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
+    const Piece<T> weight = gradient.weight(u);
+    PieceSums<T> sums;
+    each<R>([&](auto r) ADDNORM_LAMBDA {
+      const Piece<T> dz = gradient.get(r, u, weight, sums);
+      outs[r].put(u, dz);
+      if constexpr (kDrops) dxs[r].put(u, dz * keep<Access::kOrder>(lanes + r * lane_space(b.d) + c, u, p.keep_scale));
+    });
+    totals.template add<kBias + 1>(c, u, sums.sum);
+  });
+  each<R>([&](auto r) ADDNORM_LAMBDA {
+    outs[r].close();
+    if constexpr (kDrops) dxs[r].close();
+  });
+}
+
+// 32 columns of the first `count` rows with everything that can be asked for; row_terms takes the terms of drow_scale.
+template <class Norm, class Access, int R, class N, class Streaming, class RowTerms>
+ADDNORM_INLINE void backward_full_step(const BackwardPlan<Access>& p, const BackwardRows<Norm, typename Access::T, R>& rows, int count,
+                                       const ColumnTotals<typename Access::T>& totals, const uint16_t* lanes, int64_t c, N n, Streaming streaming,
+                                       RowTerms row_terms) {
+  using T = typename Access::T;
+  const Backward& b = p.call;
+  const SumGradient<Norm, Access, Form::full, R, N> gradient(p, rows, c, n);
+  const BranchSide<Access, N> branch(p, c, n);
+  const auto xs = readers<Access, R>(b.x, rows.x, c, n);
+  auto dxs = writers<Access, R>(b.dx, rows.dx, c, n, streaming), dresiduals = writers<Access, R>(b.dresidual, rows.dresidual, c, n, streaming);
+  each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
+    const Piece<T> weight = gradient.weight(u);
+    PieceSums<T> sums;
+    for (int r = 0; r < count; ++r) {
+      const Piece<T> dz = gradient.get(r, u, weight, sums);
+      if (rows.dresidual[r]) dresiduals[r].put(u, dz * p.residual_scale);
+      const Piece<T> dx = branch.dx(u, xs.item[r], lanes + r * lane_space(b.d) + c, rows.row_scale[r], dz, sums, &row_terms[u][r]);
+      if (rows.dx[r]) dxs[r].put(u, dx);
+    }
+    totals.template add<kColumnSums>(c, u, sums.sum);
+  });
+  for (int r = 0; r < count; ++r) {
+    if (rows.dresidual[r]) dresiduals[r].close();
+    if (rows.dx[r]) dxs[r].close();
+  }
+}
+
+// `count` rows, R of them but in the full form.
 template <class Norm, class Access, Form kForm, int R, class Streaming>
 inline void backward_rows(const BackwardPlan<Access>& plan, const std::optional<RoundKeys>& keys, int64_t row, int count,
-                          Columns<typename Access::T> totals, bool first, uint16_t* lanes, Streaming streaming) {
+                          ColumnTotals<typename Access::T> totals, uint16_t* lanes, Streaming streaming) {
   using T = typename Access::T;
-  constexpr bool kFull = kForm == Form::full, kDrops = kForm == Form::dropout || kForm == Form::dropout_ds;
-  constexpr bool kHasDs = kForm == Form::dy_ds || kForm == Form::dropout_ds;
+  constexpr bool kFull = kForm == Form::full;
   const BackwardPlan<Access> p = plan;  // a copy: what no store can change stays in registers
   const Backward& b = p.call;
-  const int64_t d = b.d;
-  const bool is_dx = !kDrops && b.dx.data;  // what the forms without detour write first: dx, else dresidual
   BackwardRows<Norm, T, R> rows(b, row, count);
   if (keys)
-    for (int r = 0; r < count; ++r) kept_lanes(lanes + r * lane_space(d), d, b.dropout.threshold, *keys, static_cast<uint64_t>(row + r));
+    for (int r = 0; r < count; ++r) kept_lanes(lanes + r * lane_space(b.d), b.d, b.dropout.threshold, *keys, static_cast<uint64_t>(row + r));
   if (!kFull || p.has_dy)
     for (int r = 0; r < count; ++r) gradient_sums<Norm, Access>(p, rows, r);
 
-  const auto body = [&](int64_t c, auto n, auto row_terms) ADDNORM_LAMBDA {
-    const auto weights = parameter<Access>(p.weight, c, n);
-    auto dys = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::reader(b.dy.dtype, rows.dy[r], c, n); });
-    auto zs = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::reader(b.z.dtype, rows.z[r], c, n); });
-    auto dss = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::reader(b.ds.dtype, rows.ds[r], c, n); });
-    const auto writers = [&](const Matrix& m, char* const* row) ADDNORM_LAMBDA {
-      return several<R>([&](auto r) ADDNORM_LAMBDA { return Access::writer(m.dtype, row[r], c, n, streaming); });
-    };
-    const auto gradient = [&](auto r, auto u, Piece<T> weight, PieceSums<T>& sums) ADDNORM_LAMBDA {
-      if constexpr (kFull)
-        if (!p.has_dy) return dss[r].get(u);
-      const Piece<T> xhat = Norm::normalise(rows.stats[r], rows.gradients[r], zs[r].get(u)), dy = dys[r].get(u);
-      sums.sum[kWeight] = fma(dy, xhat, sums.sum[kWeight]);
-      sums.sum[kBias] = sums.sum[kBias] + dy;
-      const Piece<T> dz = Norm::apply(rows.stats[r], rows.gradients[r], dy * weight, xhat);
-      return kHasDs || (kFull && p.has_ds) ? dz + dss[r].get(u) : dz;
-    };
-    const auto add = [&](auto u, const PieceSums<T>& sums) ADDNORM_LAMBDA {
-      each<kFull ? kColumnSums : kBias + 1>([&](auto k) ADDNORM_LAMBDA {
-        if (totals.sum[k]) totals.add(k, c, u, sums.sum[k], first);
-      });
-    };
-    if constexpr (kFull) {
-      const BranchSide<Access, decltype(n)> branch(p, c, n);
-      auto xs = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::reader(b.x.dtype, p.needs_branch ? rows.x[r] : nullptr, c, n); });
-      auto dxs = writers(b.dx, rows.dx), dresiduals = writers(b.dresidual, rows.dresidual);
-      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
-        const Piece<T> weight = p.weight ? weights.get(u) : all(T(1));
-        PieceSums<T> sums;
-        for (int r = 0; r < count; ++r) {
-          const Piece<T> dz = gradient(r, u, weight, sums);
-          if (rows.dresidual[r]) dresiduals[r].put(u, dz * p.residual_scale);
-          const Piece<T> dx = branch.dx(u, xs[r], lanes + r * lane_space(d) + c, rows.row_scale[r], dz, sums, &row_terms[u][r]);
-          if (rows.dx[r]) dxs[r].put(u, dx);
-        }
-        add(u, sums);
-      });
-      for (int r = 0; r < count; ++r) {
-        if (rows.dresidual[r]) dresiduals[r].close();
-        if (rows.dx[r]) dxs[r].close();
-      }
-    } else {
-      auto outs = writers(is_dx ? b.dx : b.dresidual, is_dx ? rows.dx : rows.dresidual), dxs = writers(b.dx, rows.dx);
-      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
-        const Piece<T> weight = p.weight ? weights.get(u) : all(T(1));
-        PieceSums<T> sums;
-        each<R>([&](auto r) ADDNORM_LAMBDA {
-          const Piece<T> dz = gradient(r, u, weight, sums);
-          outs[r].put(u, dz);
-          if constexpr (kDrops) dxs[r].put(u, dz * keep<Access::kOrder>(lanes + r * lane_space(d) + c, u, p.keep_scale));
-        });
-        add(u, sums);
-      });
-      each<R>([&](auto r) ADDNORM_LAMBDA {
-        outs[r].close();
-        if constexpr (kDrops) dxs[r].close();
-      });
-    }
-  };
   if constexpr (kFull) {
     T row_totals[R];
-    row_sums<Access::kCompact>(d, row_totals, body);
+    row_sums<Access::kCompact>(b.d, row_totals, [&](int64_t c, auto n, auto row_terms) ADDNORM_LAMBDA {
+      backward_full_step(p, rows, count, totals, lanes, c, n, streaming, row_terms);
+    });
     if (b.drow_scale.data)
       for (int r = 0; r < count; ++r) store_scalar(b.drow_scale, row + r, row_totals[r]);
   } else {
-    columns<Access::kCompact>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA { body(c, n, nullptr); });
+    columns<Access::kCompact>(0, b.d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
+      backward_step<Norm, Access, kForm>(p, rows, totals, lanes, c, n, streaming);
+    });
   }
 }
 
@@ -207,14 +231,11 @@ template <class Norm, class Access, Form kForm, class Streaming> inline void bac
   if (space > 0) keys.emplace(plan.call.dropout.seed);
   const FlushDenormals flush(plan.has_dy);  // without dy, ds passes as it is
   for (int64_t block = begin; block < end; ++block) {
-    const auto totals = job.partials.columns_of(block);
-    const int64_t first = job.blocks.begin(block), last = job.blocks.end(block);
-    int64_t row = first;
-    for (; row + R <= last; row += R) backward_rows<Norm, Access, kForm, R>(plan, keys, row, R, totals, row == first, lanes, Streaming(plan.streaming));
-    if (row < last) {
-      const int count = static_cast<int>(last - row);
-      backward_rows<Norm, Access, Form::full, R>(plan, keys, row, count, totals, row == first, lanes, plan.streaming);
-    }
+    auto totals = job.partials.totals_of(block);
+    int64_t row = job.blocks.begin(block);
+    const int64_t last = job.blocks.end(block);
+    for (; row + R <= last; row += R, totals.first = false) backward_rows<Norm, Access, kForm, R>(plan, keys, row, R, totals, lanes, Streaming(plan.streaming));
+    if (row < last) backward_rows<Norm, Access, Form::full, R>(plan, keys, row, static_cast<int>(last - row), totals, lanes, plan.streaming);
   }
   if (plan.streaming) stream_fence();
 }

@@ -25,14 +25,18 @@ struct RowBlocks {
   int64_t end(int64_t block) const { return (block + 1) * length < rows ? (block + 1) * length : rows; }
 };
 
-// One block's accumulators; null where a sum is not asked for.
-template <class T> struct Columns {
-  T* sum[kColumnSums];
+// One block's accumulators; null where a sum is not asked for, and still to be set while `first`.
+template <class T> struct ColumnTotals {
+  T* total[kColumnSums];
+  bool first = true;
 
-  ADDNORM_INLINE void add(int which, int64_t column, int u, Piece<T> v, bool first) const {
-    T* p = sum[which] + column;
-    if (!first) v = load_piece<T>(p, u) + v;
-    store_piece(p, u, v);
+  // Piece u of the first K sums.
+  template <int K> ADDNORM_INLINE void add(int64_t column, int u, const Piece<T>* sums) const {
+    each<K>([&](auto k) ADDNORM_LAMBDA {
+      if (!total[k]) return;
+      T* const p = total[k] + column;
+      store_piece(p, u, first ? sums[k] : load_piece<T>(p, u) + sums[k]);
+    });
   }
 };
 
@@ -48,11 +52,11 @@ template <class Access> class Partials {
   void place(Scratch& scratch) { data_ = scratch.take<T>(size()) + skewed(0); }  // apart from the weight before it, too
   bool any() const { return count_ > 0; }
 
-  Columns<T> columns_of(int64_t block) const {
-    Columns<T> result;
+  ColumnTotals<T> totals_of(int64_t block) const {
+    ColumnTotals<T> result;
     T* next = data_ + block * count_ * skewed(d_);
     for (int i = 0; i < kColumnSums; ++i) {
-      result.sum[i] = outputs_[i].data ? next : nullptr;
+      result.total[i] = outputs_[i].data ? next : nullptr;
       if (outputs_[i].data) next += skewed(d_);
     }
     return result;
@@ -64,9 +68,9 @@ template <class Access> class Partials {
     const int64_t grain = 16384 / work + 1;
     if (steps <= grain) add_blocks(this, 0, steps);
     else runtime.parallel_for(steps, grain, this, add_blocks);
-    const Columns<T> totals = columns_of(0);
+    const ColumnTotals<T> totals = totals_of(0);
     for (int i = 0; i < kColumnSums; ++i)
-      if (outputs_[i].data) write(outputs_[i], totals.sum[i]);
+      if (outputs_[i].data) write(outputs_[i], totals.total[i]);
   }
 
  private:

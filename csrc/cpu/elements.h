@@ -310,6 +310,15 @@ template <class T_> struct Any {
   }
 };
 
+// 32 columns of R rows of a matrix.
+template <class Access, int R, class N> ADDNORM_INLINE auto readers(const Matrix& m, const char* const* rows, int64_t column, N n) {
+  return several<R>([&](auto r) ADDNORM_LAMBDA { return Access::reader(m.dtype, rows[r], column, n); });
+}
+template <class Access, int R, class N, class Streaming>
+ADDNORM_INLINE auto writers(const Matrix& m, char* const* rows, int64_t column, N n, Streaming streaming) {
+  return several<R>([&](auto r) ADDNORM_LAMBDA { return Access::writer(m.dtype, rows[r], column, n, streaming); });
+}
+
 // A vector of any type, brought into an order that an access policy keeps.
 template <Order kOrder, class T, class N> ADDNORM_INLINE Pair<T> load_vector(const Vector& v, int64_t column, N n) {
   if constexpr (kOrder == Order::split) {

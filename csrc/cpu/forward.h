@@ -154,7 +154,7 @@ inline void forward_rows(const ForwardPlan<Access>& p, const std::optional<Round
   const auto write = [&]<bool kWeight, bool kBias>(Flags<kWeight, kBias>) ADDNORM_LAMBDA {
     columns<Access::kCompact>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
       const auto weights = parameter<Access>(p.weight, c, n), biases = parameter<Access>(p.bias, c, n);
-      auto targets = several<R>([&](auto r) ADDNORM_LAMBDA { return Access::writer(f.y.dtype, y[r], c, n, streaming); });
+      auto targets = writers<Access, R>(f.y, y, c, n, streaming);
       each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
         Piece<T> weight, bias;
         if constexpr (kWeight) weight = weights.get(u);
