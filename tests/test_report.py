@@ -128,8 +128,10 @@ def test_bench_says_the_ratios_and_who_is_missing() -> None:
     assert "Outputs disagree, no ratio: torch eager, forward, with the sum, 32x768 fp32: y is off by 1" in text
 
 
-def test_markdown_is_the_short_table() -> None:
+def test_markdown_has_all_groups_at_a_look_and_each_by_itself() -> None:
     text = markdown(results())
+    assert "| shape | forward |" in text
+    assert "| 32x768 | 4x / 4x |" in text
     assert "| 32x768 | 10 µs / 5 µs | 4x / 4x | 5.5x / – | 8x / – | 1.25x / 1.25x |" in text
     assert "with the sum" not in text
     assert describe().cpu in text

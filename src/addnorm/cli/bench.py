@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--load", metavar="FILE", type=Path, help="show a saved result instead of measuring")
     parser.add_argument("--out", metavar="FILE", type=Path, help="save the result as JSON")
-    add_output(parser).add_argument("--markdown", action="store_true", help="print the short table of a README")
+    add_output(parser).add_argument(
+        "--markdown", action="store_true", help="print the tables of the README and the docs"
+    )
 
 
 def positive(text: str) -> int:

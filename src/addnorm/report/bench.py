@@ -1,15 +1,17 @@
-"""The benchmark's results as a document, and as the README's table."""
+"""The benchmark's results as a document, and as tables in markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from statistics import geometric_mean
 
-from ..bench.contenders import CONTENDERS
+from ..bench.cases import Case
+from ..bench.contenders import CONTENDERS, Eager
 from ..bench.cuda_contenders import CUDA_CONTENDERS
 from ..bench.results import FLOOR, OURS, Measurement, Results
 from .document import Document, Figure, Section, Table, digits, duration, number, ratio
 
+EAGER = Eager.name
 ALL = CONTENDERS | {name: each for name, each in CUDA_CONTENDERS.items() if name not in CONTENDERS}
 PEERS = tuple(name for name in ALL if name != OURS)
 LABELS = {name: contender.label for name, contender in ALL.items()} | {FLOOR: "streaming floor"}
@@ -101,35 +103,45 @@ def facts(results: Results) -> dict[str, str]:
     }
 
 
-# -- the README's table ----------------------------------------------------------------------------------
+# -- the tables of the README and the docs ---------------------------------------------------------------
 
 
 def markdown(results: Results) -> str:
-    """LayerNorm, with and without dropout, forward and training: shapes down, ``fp32 / bf16`` in each cell."""
-    parts = []
-    for group, measurements in results.groups.items():
-        case = measurements[0].case
-        if case.norm == "layer" and not case.stream and not case.out:
-            parts += [f"**{group[0].upper() + group[1:]}**", "", *pivot(measurements), ""]
+    """LayerNorm in tables with shapes down and ``fp32 / bf16`` in each cell: all groups, then each by itself."""
+    groups = {group: found for group, found in results.groups.items() if is_plain(found[0].case)}
     machine = results.machine
     dtypes = " / ".join(dict.fromkeys(m.case.dtype for m in results.measurements))
-    parts.append(
+    caption = (
         f"{dtypes} in each cell. {machine.cpu}, {machine.threads} threads, {machine.isa}; addnorm {machine.addnorm}, "
         f"torch {machine.torch}, ONNX Runtime {machine.onnxruntime}; {machine.date[:10]}. "
         "Times are medians of interleaved runs; `floor` is addnorm's time over that of streaming the same bytes."
     )
+    parts = [f"**Times quicker than {LABELS[EAGER]}**", "", *overview(groups), "", caption]
+    for group, measurements in groups.items():
+        parts += ["", f"**{group[0].upper() + group[1:]}**", "", *pivot(measurements)]
     return "\n".join(parts)
 
 
+def is_plain(case: Case) -> bool:
+    return case.norm == "layer" and not case.stream and not case.out
+
+
+def overview(groups: dict[str, list[Measurement]]) -> list[str]:
+    """One markdown table: how many times quicker than torch eager each group is."""
+    columns = {group: by_shape(measurements) for group, measurements in groups.items()}
+    shapes = list(dict.fromkeys(shape for column in columns.values() for shape in column))
+    lines = heading(["shape", *columns])
+    for shape in shapes:
+        cells = [[ratio(m.ratio(EAGER)) for m in column.get(shape, ())] for column in columns.values()]
+        lines.append(row([shape, *(" / ".join(cell) for cell in cells)]))
+    return lines
+
+
 def pivot(measurements: Sequence[Measurement]) -> list[str]:
-    """The lines of one markdown table."""
+    """One markdown table: a group against every peer and the floor."""
     peers = [name for name in PEERS if any(name in m.seconds for m in measurements)]
-    shapes: dict[str, list[Measurement]] = {}
-    for m in measurements:
-        shapes.setdefault(m.case.shape, []).append(m)
-    header = ["shape", "addnorm", *(f"vs {LABELS[name]}" for name in peers), "floor"]
-    lines = [row(header), row(["-"] + ["-:"] * (len(header) - 1))]
-    for shape, cells in shapes.items():
+    lines = heading(["shape", "addnorm", *(f"vs {LABELS[name]}" for name in peers), "floor"])
+    for shape, cells in by_shape(measurements).items():
         columns = [
             [duration(m.seconds.get(OURS)) for m in cells],
             *([ratio(m.ratio(name)) for m in cells] for name in peers),
@@ -137,6 +149,17 @@ def pivot(measurements: Sequence[Measurement]) -> list[str]:
         ]
         lines.append(row([shape, *(" / ".join(column) for column in columns)]))
     return lines
+
+
+def by_shape(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    shapes: dict[str, list[Measurement]] = {}
+    for m in measurements:
+        shapes.setdefault(m.case.shape, []).append(m)
+    return shapes
+
+
+def heading(columns: Sequence[str]) -> list[str]:
+    return [row(columns), row(["-"] + ["-:"] * (len(columns) - 1))]
 
 
 def row(cells: Iterable[str]) -> str:
