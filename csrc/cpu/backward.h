@@ -268,12 +268,12 @@ template <class Norm, class Access, Form kForm> inline void backward_with(const 
   };
   BackwardJob<Access> job = {plan, blocks, partials};
   const int64_t elements = b.rows * b.d;
-  const auto run = [&]<class Streaming>(Streaming) {
+  const auto run = [&]<class Streaming>(Streaming) ADDNORM_LAMBDA {
     if (elements < kParallelElements || blocks.count() < 2) backward_blocks<Norm, Access, kForm, Streaming>(&job, 0, blocks.count());
     else runtime.parallel_for(blocks.count(), 1, &job, backward_blocks<Norm, Access, kForm, Streaming>);
   };
   if constexpr (kForm == Form::full) run(plan.streaming);
-  else plan.streaming ? run(Streamed(true)) : run(Cached(false));
+  else known(plan.streaming, run);
   if (partials.any()) partials.finish(runtime);
 }
 

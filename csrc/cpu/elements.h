@@ -215,13 +215,12 @@ template <> struct Reader<BF16> {
 ADDNORM_INLINE void put_piece(F32, char* p, int u, Piece<float> v) { store_piece(p, u, v); }
 ADDNORM_INLINE void put_piece(BF16, char* p, int u, Piece<float> v) { store_native(p + u * kNativeBytes, narrow_piece(v)); }
 
-// Whether stores go past the caches, as the compiler knows it; the texts of the rare calls have a bool in its place.
-template <bool kStreams> struct Known {
+// A bool that the compiler knows. The texts of rare calls have a bool in its place.
+template <bool kValue> struct Known {
   constexpr explicit Known(bool) {}
-  constexpr operator bool() const { return kStreams; }
+  constexpr operator bool() const { return kValue; }
 };
-using Cached = Known<false>;
-using Streamed = Known<true>;
+template <class Use> ADDNORM_INLINE void known(bool value, Use&& use) { value ? use(Known<true>(true)) : use(Known<false>(false)); }
 
 // What goes past the caches goes in whole lines: half-written ones of several rows would leave the processor one by one.
 template <class E, class Streaming> struct Writer {

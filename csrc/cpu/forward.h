@@ -15,11 +15,6 @@ namespace addnorm::ADDNORM_ISA {
 // Below so many elements a second thread costs more than it brings.
 constexpr int64_t kParallelElements = 16384;
 
-// Rows that are finished together, as long as the near caches hold their terms and the results; from memory one row at a time is
-// quicker, since each row is a stream of its own there (4096x1024 bfloat16: 1.65 ms against 2.7).
-constexpr int kRowsTogether = 4;
-constexpr int64_t kNearColumns = 4096, kNearBytes = int64_t{2} << 20;
-
 inline int64_t row_grain(int64_t d) { return d < kParallelElements ? kParallelElements / (d > 0 ? d : 1) : 1; }
 
 template <class Access> struct ForwardPlan {
@@ -27,19 +22,12 @@ template <class Access> struct ForwardPlan {
   const Forward& call;
   const T *weight, *bias, *branch_bias, *branch_scale;
   T residual_scale, keep_scale;
-  bool streaming;
-  bool near;  // rows are finished together; what is near is not streamed
+  bool streaming;  // past the caches
+  bool storing;    // z
 };
 
 // The usual calls have a text of their own, with no detour in it; `full` is everything else.
 enum class Sum { plain, dropout, full };
-
-// The working memory of one thread: the terms of R rows, `stride` apart, and the dropout lanes of one.
-template <class T> struct RowBuffers {
-  T* terms;
-  uint16_t* lanes;
-  int64_t stride;
-};
 
 // z = residual_scale * residual + row_scale * branch_scale * dropout(x + branch_bias) of a row, step by step: step(c, n, use) calls
 // use(u, z) for each piece; the products are rounded one by one, so that every instruction set gives the bits of the composite.
@@ -76,12 +64,6 @@ template <class Access, Sum kSum> struct RowSum {
   }
 };
 
-template <class Norm, class Access, Sum kSum>
-ADDNORM_INLINE RowSum<Access, kSum> row_sum(const ForwardPlan<Access>& p, int64_t row, const uint16_t* lanes) {
-  using T = typename Access::T;
-  return {p, row_pointer(p.call.x, row), row_pointer(p.call.residual, row), lanes, kSum == Sum::full ? row_value<T>(p.call.row_scale, row) : T(1)};
-}
-
 // What a norm begins with: the mean of the first columns.
 template <class Norm, class Access, Sum kSum, class T = typename Access::T>
 ADDNORM_INLINE void begin_row(const RowSum<Access, kSum>& z, typename Norm::template Row<T>& stats) {
@@ -98,101 +80,90 @@ ADDNORM_INLINE void begin_row(const RowSum<Access, kSum>& z, typename Norm::temp
   else mean(Some{static_cast<int>(d < kStep ? d : kStep)});
 }
 
-// The first pass over a row: z goes to memory if asked for, its terms to the buffer, and their sums into `sums`.
-template <class Norm, class Access, Sum kSum, class Streaming, class T = typename Access::T>
-ADDNORM_INLINE void sum_row(const RowSum<Access, kSum>& z, int64_t row, T* terms, const typename Norm::template Row<T> begun, Streaming streaming,
-                    T (&sums)[Norm::kSums]) {
-  const Forward& f = z.p.call;
-  const auto pass = [&]<bool kStores>(Flags<kStores>) ADDNORM_LAMBDA {
-    char* const stored = kStores ? row_pointer(f.z, row) : nullptr;
-    row_sums<Access::kCompact>(f.d, sums, [&](int64_t c, auto n, auto accumulators) ADDNORM_LAMBDA {
-      auto target = Access::writer(f.z.dtype, stored, c, n, streaming);
-      z.step(c, n, [&](auto u, Piece<T> v) ADDNORM_LAMBDA {
-        if constexpr (kStores) target.put(u, v);
-        const Piece<T> term = only<Access::kOrder>(n, u, Norm::term(begun, v));
-        store_piece(terms + c, u, term);
-        Norm::add(accumulators[u], term);
-      });
-      if constexpr (kStores) target.close();
+// What is left to do of a row whose terms are summed up: its output, 32 columns at a time.
+template <class Norm, class Access, class Streaming> struct RowOutput {
+  using T = typename Access::T;
+  const ForwardPlan<Access>* plan;
+  Streaming streaming;
+  typename Norm::template Row<T> stats;
+  const T* terms;
+  char* y;
+
+  template <class N> ADDNORM_INLINE void step(int64_t c, N n) const {
+    const ForwardPlan<Access>& p = *plan;
+    const auto weights = parameter<Access>(p.weight, c, n), biases = parameter<Access>(p.bias, c, n);
+    auto target = Access::writer(p.call.y.dtype, y, c, n, streaming);
+    each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
+      Piece<T> v = Norm::normalise_term(stats, load_piece<T>(terms + c, u));
+      if (p.weight && p.bias) v = fma(v, weights.get(u), biases.get(u));
+      else if (p.weight) v = v * weights.get(u);
+      else if (p.bias) v = v + biases.get(u);
+      target.put(u, v);
     });
-  };
-  f.z.data ? pass(Flags<true>{}) : pass(Flags<false>{});
+    target.close();
+  }
+};
+
+// The first pass over a row: z goes to memory if asked for, its terms to the buffer, and their sums into `sums`. `before(c, n)` is
+// called at each step.
+template <class Norm, class Access, Sum kSum, class Streaming, class Storing, class Before, class T = typename Access::T>
+ADDNORM_INLINE void sum_row(const RowSum<Access, kSum>& z, int64_t row, T* terms, const typename Norm::template Row<T> begun, Streaming streaming,
+                            Storing storing, T (&sums)[Norm::kSums], Before&& before) {
+  const Forward& f = z.p.call;
+  char* const stored = row_pointer(f.z, row);
+  row_sums<Access::kCompact>(f.d, sums, [&](int64_t c, auto n, auto accumulators) ADDNORM_LAMBDA {
+    auto target = Access::writer(f.z.dtype, stored, c, n, streaming);
+    z.step(c, n, [&](auto u, Piece<T> v) ADDNORM_LAMBDA {
+      if (storing) target.put(u, v);
+      const Piece<T> term = only<Access::kOrder>(n, u, Norm::term(begun, v));
+      store_piece(terms + c, u, term);
+      Norm::add(accumulators[u], term);
+    });
+    if (storing) target.close();
+    before(c, n);
+  });
 }
 
-// R rows at once: their reductions wait on each other's latency, and weight and bias are loaded once for all.
-template <class Norm, class Access, Sum kSum, int R, class Streaming>
-inline void forward_rows(const ForwardPlan<Access>& p, const std::optional<RoundKeys>& keys, int64_t row, RowBuffers<typename Access::T> buffers,
-                         Streaming streaming) {
+// Rows [begin, end). While a row is summed, the one before it is written: neither pass waits for memory alone.
+template <class Norm, class Access, Sum kSum, class Streaming, class Storing>
+inline void forward_range(void* context, int64_t begin, int64_t end) {
   using T = typename Access::T;
   using Row = typename Norm::template Row<T>;
+  using Output = RowOutput<Norm, Access, Streaming>;
+  const ForwardPlan<Access> p = *static_cast<const ForwardPlan<Access>*>(context);  // a copy: what no store can change stays in registers
   const Forward& f = p.call;
-  const int64_t d = f.d;
-  Row rows[R];
-  T sums[R][Norm::kSums];
-  char* y[R];
-  const auto row_at = [&](int r) ADDNORM_LAMBDA { return row_sum<Norm, Access, kSum>(p, row + r, buffers.lanes); };
-  const auto begin = [&](int r) ADDNORM_LAMBDA {
-    if constexpr (Norm::kShifts) begin_row<Norm>(row_at(r), rows[r]);
-  };
-  if constexpr (kSum == Sum::plain) each<R>(begin);  // they wait on each other's latency too, but one mask is at hand at a time
-  for (int r = 0; r < R; ++r) {
-    if constexpr (kSum != Sum::plain) {
-      if (keys) kept_lanes(buffers.lanes, d, f.dropout.threshold, *keys, static_cast<uint64_t>(row + r));
-      begin(r);
-    }
-    sum_row<Norm>(row_at(r), row + r, buffers.terms + r * buffers.stride, rows[r], streaming, sums[r]);
-  }
-  each<R>([&](auto r) ADDNORM_LAMBDA {
-    const T eps = static_cast<T>(f.eps);
-    const bool good = Norm::finish(rows[r], sums[r], static_cast<T>(d), eps);
-    if constexpr (Norm::kShifts)
-      if (!good) Norm::template refine<Access::kOrder>(rows[r], buffers.terms + r * buffers.stride, d, eps);
-    if (f.stats) static_cast<Row*>(f.stats)[row + r] = Norm::statistics(rows[r]);
-    y[r] = row_pointer(f.y, row + r);
-  });
-
-  const auto write = [&]<bool kWeight, bool kBias>(Flags<kWeight, kBias>) ADDNORM_LAMBDA {
-    columns<Access::kCompact>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
-      const auto weights = parameter<Access>(p.weight, c, n), biases = parameter<Access>(p.bias, c, n);
-      auto targets = writers<Access, R>(f.y, y, c, n, streaming);
-      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
-        Piece<T> weight, bias;
-        if constexpr (kWeight) weight = weights.get(u);
-        if constexpr (kBias) bias = biases.get(u);
-        each<R>([&](auto r) ADDNORM_LAMBDA {
-          Piece<T> v = Norm::normalise_term(rows[r], load_piece<T>(buffers.terms + r * buffers.stride + c, u));
-          if constexpr (kWeight && kBias) v = fma(v, weight, bias);
-          else if constexpr (kWeight) v = v * weight;
-          else if constexpr (kBias) v = v + bias;
-          targets[r].put(u, v);
-        });
-      });
-      each<R>([&](auto r) ADDNORM_LAMBDA { targets[r].close(); });
-    });
-  };
-  if (p.weight) p.bias ? write(Flags<true, true>{}) : write(Flags<true, false>{});
-  else p.bias ? write(Flags<false, true>{}) : write(Flags<false, false>{});
-}
-
-// Rows [begin, end), several together while they are near; a row's bits do not depend on its company.
-template <class Norm, class Access, Sum kSum, class Streaming> inline void forward_range(void* context, int64_t begin, int64_t end) {
-  using T = typename Access::T;
-  const auto& plan = *static_cast<const ForwardPlan<Access>*>(context);
-  const Streaming streaming(plan.streaming);
-  const bool drops = plan.call.dropout.on;
-  const int64_t d = plan.call.d, stride = skewed(d), lanes = drops ? lane_space(d) : 0;
-  const int together = kSum != Sum::full && plan.near ? kRowsTogether : 1;
-  Scratch scratch(Scratch::rows, Scratch::space<T>(together * stride) + Scratch::space<uint16_t>(lanes));
-  T* terms = scratch.take<T>(together * stride);
-  const RowBuffers<T> buffers = {terms, scratch.take<uint16_t>(lanes), stride};
+  const int64_t d = f.d, stride = skewed(d), space = f.dropout.on ? lane_space(d) : 0;
+  const Streaming streaming(p.streaming);
+  const Storing storing(p.storing);
+  Scratch scratch(Scratch::rows, Scratch::space<T>(2 * stride) + Scratch::space<uint16_t>(space));
+  T* const buffer = scratch.take<T>(2 * stride);
+  uint16_t* const lanes = scratch.take<uint16_t>(space);
   std::optional<RoundKeys> keys;
-  if (drops) keys.emplace(plan.call.dropout.seed);
-  if constexpr (std::is_same_v<Streaming, Cached>) {
-    constexpr int R = kRowsTogether;
-    if (together > 1)
-      for (; begin + R <= end; begin += R) forward_rows<Norm, Access, kSum, R>(plan, keys, begin, buffers, streaming);
+  if (f.dropout.on) keys.emplace(f.dropout.seed);
+
+  const auto sum = [&](int64_t row, auto&& before) ADDNORM_LAMBDA {
+    if (kSum != Sum::plain && keys) kept_lanes(lanes, d, f.dropout.threshold, *keys, static_cast<uint64_t>(row));
+    const RowSum<Access, kSum> z = {p, row_pointer(f.x, row), row_pointer(f.residual, row), lanes,
+                                    kSum == Sum::full ? row_value<T>(f.row_scale, row) : T(1)};
+    T* const terms = buffer + (row & 1) * stride;
+    Row stats;
+    T sums[Norm::kSums];
+    if constexpr (Norm::kShifts) begin_row<Norm>(z, stats);
+    sum_row<Norm>(z, row, terms, stats, streaming, storing, sums, before);
+    const T eps = static_cast<T>(f.eps);
+    const bool good = Norm::finish(stats, sums, static_cast<T>(d), eps);
+    if constexpr (Norm::kShifts)
+      if (!good) Norm::template refine<Access::kOrder>(stats, terms, d, eps);
+    if (f.stats) static_cast<Row*>(f.stats)[row] = Norm::statistics(stats);
+    return Output{&p, streaming, stats, terms, row_pointer(f.y, row)};
+  };
+  if (begin == end) return;
+  Output output = sum(begin, [](int64_t, auto) ADDNORM_LAMBDA {});
+  for (int64_t row = begin + 1; row < end; ++row) {
+    const Output before = output;
+    output = sum(row, [&](int64_t c, auto n) ADDNORM_LAMBDA { before.step(c, n); });
   }
-  for (; begin < end; ++begin) forward_rows<Norm, Access, kSum, 1>(plan, keys, begin, buffers, streaming);
+  columns<Access::kCompact>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA { output.step(c, n); });
   if (streaming) stream_fence();
 }
 
@@ -220,14 +191,17 @@ template <class Norm, class Access, Sum kSum> inline void forward_with(const For
       static_cast<T>(f.residual_scale),
       static_cast<T>(f.dropout.keep_scale),
       streaming_pays(written, f.fresh_pages) && aligned_rows(f.y, f.d) && aligned_rows(f.z, f.d),
-      written <= kNearBytes && f.d <= kNearColumns,
+      f.z.data != nullptr,
   };
-  const auto run = [&]<class Streaming>(Streaming) {
-    if (f.rows * f.d < kParallelElements) return forward_range<Norm, Access, kSum, Streaming>(&plan, 0, f.rows);
-    runtime.parallel_for(f.rows, row_grain(f.d), &plan, forward_range<Norm, Access, kSum, Streaming>);
+  const auto run = [&]<class Streaming, class Storing>(Streaming, Storing) ADDNORM_LAMBDA {
+    const auto range = forward_range<Norm, Access, kSum, Streaming, Storing>;
+    if (f.rows * f.d < kParallelElements) return range(&plan, 0, f.rows);
+    runtime.parallel_for(f.rows, row_grain(f.d), &plan, range);
   };
-  if constexpr (kSum == Sum::full) run(plan.streaming);
-  else plan.streaming ? run(Streamed(true)) : run(Cached(false));
+  if constexpr (kSum == Sum::full) return run(plan.streaming, plan.storing);
+  known(plan.streaming, [&](auto streaming) ADDNORM_LAMBDA {
+    known(plan.storing, [&](auto storing) ADDNORM_LAMBDA { run(streaming, storing); });
+  });
 }
 
 inline Sum sum_of(const Forward& f) {
