@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import addnorm
 from addnorm.xray import Inspection, inspect
-from addnorm.xray.base import Rule
+from addnorm.xray.base import Rule, Urgency
 from addnorm.xray.measurements import MEASUREMENTS
 
 from .support.faulty import WIDTH, Post, Pre
@@ -171,6 +171,8 @@ def test_a_result_prints_and_is_json(found: Inspection) -> None:
     assert {*data["measurements"]} == {*MEASUREMENTS} == {*data["sites"][0]["values"]}
     assert data["overhead"]["factor"] > 0
     assert data["findings"][0]["action"]
+    assert data["findings"][0]["urgency"] in {str(each) for each in Urgency}
+    assert data["measurements"]["sigma"]["rules"][0]["urgency"] == "wrong"
     assert "4 Add & Norm sites, 18 tokens in 2 batches, forward and backward" in str(found)
     assert all(str(finding) in str(found) for finding in found.findings)
 
@@ -190,7 +192,7 @@ def test_a_result_prints_and_is_json(found: Inspection) -> None:
     ],
 )
 def test_a_rule_says_how_near(limit: float, above: bool, value: float, severity: float | None, broken: bool) -> None:
-    rule = Rule(limit, above, True, "", "")
+    rule = Rule(limit, above, True, Urgency.NOTE, "", "")
     assert rule.severity(value) == severity
     assert rule.broken(value) == broken
 

@@ -210,7 +210,7 @@ class Run:
                 for name, record in records.items()
             ),
             overall=overall,
-            findings=tuple(findings),
+            findings=tuple(sorted(findings, key=lambda finding: -finding.urgency)),
             skipped={str(place): reason for place, reason in self.call.skipped.items()},
             breaks=self.call.breaks,
             overhead=Overhead(self.times["plain"], self.times["inspected"], self.times["capture"], total),
