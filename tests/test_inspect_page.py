@@ -36,7 +36,39 @@ def browser(found: Inspection, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def test_it_loads_offline_and_says_where_to_look_first(browser: Any) -> None:
     assert browser.get_log("browser") == []
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
-    assert "Look first at sites.2.norm" in browser.execute_script("return document.querySelector('header').textContent")
+    lead = browser.execute_script("return document.querySelector('header .lead').textContent")
+    assert "Look first at sites.2.norm" in lead
+    assert "Lower the learning rate" in lead  # what to do
+
+
+KEYS = """
+const board = document.querySelector('.board');
+const stops = [...board.querySelectorAll('td')].filter((cell) => cell.tabIndex === 0);
+stops[0].focus();
+const visited = [document.activeElement.dataset.hover];
+for (const key of ['ArrowRight', 'ArrowDown', 'ArrowLeft', 'ArrowUp']) {
+  document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));
+  visited.push(document.activeElement.dataset.hover);
+}
+return [stops.length, visited, board.closest('figure').querySelector('.reading').textContent];
+"""
+
+
+def test_the_heat_map_can_be_read_with_the_keyboard(browser: Any) -> None:
+    stops, visited, reading = browser.execute_script(KEYS)
+    assert stops == 1
+    assert len(set(visited[:4])) == 4
+    assert visited[4] == visited[0] == reading
+
+
+def test_headings_of_the_heat_map_are_whole(browser: Any) -> None:
+    resize(browser, 1280, 800)
+    cut = """
+    const right = document.querySelector('.wide').getBoundingClientRect().right;
+    return [...document.querySelectorAll('.board th span')].filter(
+      (span) => span.getBoundingClientRect().right > right).map((span) => span.textContent);
+    """
+    assert browser.execute_script(cut) == []
 
 
 SORT = """

@@ -88,6 +88,7 @@ class Measurement(ABC):
     source: ClassVar[str]
     healthy: ClassVar[str]
     rules: ClassVar[tuple[Rule, ...]] = ()
+    overall_title: ClassVar[str] = ""  # of the number for the whole model
     whole: ClassVar[bool] = False  # whether the rules judge the sites together, not each
     carried: ClassVar[bool] = False  # whether what is wrong stays in the stream, so that it comes from the first site
 

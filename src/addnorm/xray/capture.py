@@ -160,8 +160,8 @@ class ProbedCall:
         return note
 
     def place(self, norm: Node, weight: Tensor | None) -> Place:
-        """A piece that serves several modules is traced with no path, and what was put in a module's place, as hooks and
-        adapters are, with a path of its own making: then the weight tells whose call it is."""
+        """A piece that serves several modules is traced with no path, and what wraps a module's method with a path of
+        Dynamo's own making: then the weight tells whose call it is."""
         name, known = module_of(norm)
         name = name if known and name in self._names else self._owners.get(id(weight), name)
         self._seen[name] += 1

@@ -32,6 +32,20 @@ for (const table of document.querySelectorAll("table")) {
   });
 }
 
+const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+
+// The arrow keys go from cell to cell.
+function move(board, event) {
+  const cell = event.target.closest("[data-hover]"), step = STEPS[event.key];
+  if (!cell || !step) return;
+  const next = board.rows[cell.parentElement.rowIndex + step[0]]?.cells[cell.cellIndex + step[1]];
+  event.preventDefault();
+  if (!next?.dataset.hover) return;
+  cell.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+}
+
 // What a cell of a heat map says stands below it, for fingers too.
 for (const board of document.querySelectorAll(".board")) {
   const reading = board.closest("figure").querySelector(".reading");
@@ -39,6 +53,8 @@ for (const board of document.querySelectorAll(".board")) {
     const cell = event.target.closest("[data-hover]");
     if (cell) reading.textContent = cell.dataset.hover;
   };
-  board.addEventListener("pointerover", show);
-  board.addEventListener("click", show);
+  for (const event of ["pointerover", "click", "focusin"]) board.addEventListener(event, show);
+  board.addEventListener("keydown", (event) => move(board, event));
+  const first = board.querySelector(".beyond") ?? board.querySelector("[data-hover]");
+  if (first) first.tabIndex = 0; // the one that the tab key reaches
 }

@@ -14,9 +14,9 @@ IDLER = 0.01  # how far from the other sites: its root is the residual ratio's
 
 
 class BlockInfluence(Measurement):
-    """Over one sublayer, where the paper takes a layer of two. A branch at a right angle to the stream with the ratio
-    rho turns it by rho^2 / 2; a deep pre-norm stack has 1e-3 at its late sites from the start, so that the 0.01 at which
-    the paper's models can be pruned is no sign of a fault."""
+    """Over one sublayer, where the paper takes a layer of two. A branch of ratio rho at a right angle to the stream
+    turns it by rho^2 / 2. A deep pre-norm stack has 1e-3 at its late sites from the start, so that 0.01, at which the
+    paper's models can be pruned, is no sign of a fault."""
 
     name = "block_influence"
     title = "block influence"

@@ -31,6 +31,7 @@ class GradientProfile(Measurement):
         ),
     )
     whole = True
+    overall_title = "gradient norm over depth: largest / smallest"
 
     def __init__(self) -> None:
         self.squares: float | None = None

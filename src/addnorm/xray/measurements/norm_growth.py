@@ -35,6 +35,7 @@ class NormGrowth(Measurement):
         ),
     )
     whole = True
+    overall_title = "growth of the stream: slope of log |x_l| over log l"
 
     def __init__(self) -> None:
         self.tokens = PerToken()
