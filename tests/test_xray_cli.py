@@ -66,7 +66,8 @@ def test_a_document_says_where_to_look_first(found: Inspection) -> None:
     assert document.lead.title == "Look first at sites.1.norm"
     assert "residual ratio" in document.lead.reasons[0]
     for text in (plain.text(document), page.render(document)):
-        assert all(line in html.unescape(text) for line in (document.lead.title, *document.lead.reasons))
+        shown = html.unescape(text.replace("<wbr>", ""))
+        assert all(line in shown for line in (document.lead.title, *document.lead.reasons))
 
 
 def test_hostile_names_stay_text() -> None:

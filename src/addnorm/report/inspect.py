@@ -50,8 +50,8 @@ def summary(found: Inspection) -> tuple[str, ...]:
     if not found.findings:
         return looked, "Nothing suspicious was found."
     counts = Counter(finding.urgency for finding in found.findings)
-    kinds = ", ".join(f"{counts[urgency]} {urgency}" for urgency in sorted(counts, reverse=True))
-    return looked, f"{len(found.findings)} finding{'s' if len(found.findings) > 1 else ''}: {kinds}."
+    kinds = ", ".join(f"{urgency} {counts[urgency]}" for urgency in sorted(counts, reverse=True))
+    return looked, f"{len(found.findings)} finding{'s' if len(found.findings) > 1 else ''} ({kinds})."
 
 
 def lead(found: Inspection) -> Lead | None:
