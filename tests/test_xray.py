@@ -206,6 +206,8 @@ def test_a_rule_says_how_near(limit: float, above: bool, value: float, severity:
         ((Pre(1), 5), TypeError, "batches must be an iterable of batches"),
         ((Pre(1), [5]), TypeError, "a batch must be a tensor, a tuple or a dict, got int"),
         ((Pre(1), []), ValueError, "batches is empty"),
+        ((Pre(1), [torch.zeros(0, 2, WIDTH)]), ValueError, "batches have no real token: they are empty, or the mask"),
+        ((Pre(1), [(torch.zeros(3, 5, WIDTH), 0 * MASK)]), ValueError, "batches have no real token"),
         ((nn.Linear(WIDTH, 2), [torch.zeros(2, WIDTH)]), ValueError, "no Add & Norm site found in Linear: it calls no"),
     ],
 )
