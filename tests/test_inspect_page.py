@@ -74,13 +74,17 @@ def test_headings_of_the_heat_map_are_whole(browser: Any) -> None:
 SORT = """
 const board = document.querySelector('.board');
 const heading = [...board.querySelectorAll('th')].find((th) => th.textContent === arguments[0]);
-heading.click();
+if (arguments[1]) heading.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[1], bubbles: true}));
+else heading.click();
 return [...board.tBodies[0].rows].map((row) => row.cells[0].textContent);
 """
 
 
 def test_the_heat_map_sorts_and_explains_its_cells(browser: Any) -> None:
-    up, down = (browser.execute_script(SORT, "residual ratio") for _ in range(2))
+    up, down, by_enter, by_space = (
+        browser.execute_script(SORT, "residual ratio", key) for key in ("", "", "Enter", " ")
+    )
+    assert (by_enter, by_space) == (up, down)
     assert up == down[::-1]
     assert down[0] == "3 sites.2.norm"
     read = """

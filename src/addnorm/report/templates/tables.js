@@ -1,4 +1,4 @@
-// A click on a heading (or Enter) sorts its table by that column, the next one the other way round.
+// A click on a heading (or Enter, or space) sorts its table by that column, the next one the other way round.
 const UNITS = {"µs": 1e-6, "ms": 1e-3};
 
 // The number that a cell begins with, in its base unit; null where it begins with a word.
@@ -28,7 +28,11 @@ for (const table of document.querySelectorAll("table")) {
     heading.tabIndex = 0;
     heading.title = "sort";
     heading.addEventListener("click", () => sort(table, heading, column));
-    heading.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(table, heading, column); });
+    heading.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault(); // a space would scroll
+      sort(table, heading, column);
+    });
   });
 }
 
