@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from addnorm import cli
-from addnorm.claims import CLAIMS, affine, copy_task, identity_path, padding, value_range, vanishing
+from addnorm.claims import CLAIMS, affine, copy_task, explain, identity_path, padding, value_range, vanishing
 from addnorm.claims.base import Claim
 from addnorm.plot import Control, Curve, Plot
 
@@ -47,6 +47,13 @@ def test_the_same_seed_gives_the_same_numbers_and_leaves_torchs_generator() -> N
     for name in ("composition", "padding", "identity-path"):
         assert CLAIMS[name].run(3) == CLAIMS[name].run(3)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_explaining_leaves_torchs_threads() -> None:
+    before, seen = torch.get_num_threads(), []
+    explain([CLAIMS["range"]], lambda *_: seen.append(torch.get_num_threads()))
+    assert seen  # the progress is told before the experiment, on the one thread that it has
+    assert (seen[0], torch.get_num_threads()) == (1, before)
 
 
 def unbiased(x: Tensor, *_: object, eps: float) -> Tensor:
