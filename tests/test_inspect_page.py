@@ -36,19 +36,55 @@ def browser(found: Inspection, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def test_it_loads_offline_and_says_where_to_look_first(browser: Any) -> None:
     assert browser.get_log("browser") == []
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
-    assert "Look first at sites.2.norm" in browser.execute_script("return document.querySelector('header').textContent")
+    lead = browser.execute_script("return document.querySelector('header .lead').textContent")
+    assert "Look first at sites.2.norm" in lead
+    assert "Lower the learning rate" in lead  # what to do
+
+
+KEYS = """
+const board = document.querySelector('.board');
+const stops = [...board.querySelectorAll('td')].filter((cell) => cell.tabIndex === 0);
+stops[0].focus();
+const visited = [document.activeElement.dataset.hover];
+for (const key of ['ArrowRight', 'ArrowDown', 'ArrowLeft', 'ArrowUp']) {
+  document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));
+  visited.push(document.activeElement.dataset.hover);
+}
+return [stops.length, visited, board.closest('figure').querySelector('.reading').textContent];
+"""
+
+
+def test_the_heat_map_can_be_read_with_the_keyboard(browser: Any) -> None:
+    stops, visited, reading = browser.execute_script(KEYS)
+    assert stops == 1
+    assert len(set(visited[:4])) == 4
+    assert visited[4] == visited[0] == reading
+
+
+def test_headings_of_the_heat_map_are_whole(browser: Any) -> None:
+    resize(browser, 1280, 800)
+    cut = """
+    const right = document.querySelector('.wide').getBoundingClientRect().right;
+    return [...document.querySelectorAll('.board th span')].filter(
+      (span) => span.getBoundingClientRect().right > right).map((span) => span.textContent);
+    """
+    assert browser.execute_script(cut) == []
 
 
 SORT = """
 const board = document.querySelector('.board');
 const heading = [...board.querySelectorAll('th')].find((th) => th.textContent === arguments[0]);
-heading.click();
+if (arguments[1]) heading.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[1], bubbles: true}));
+else heading.click();
 return [...board.tBodies[0].rows].map((row) => row.cells[0].textContent);
 """
 
 
 def test_the_heat_map_sorts_and_explains_its_cells(browser: Any) -> None:
-    up, down = (browser.execute_script(SORT, "residual ratio") for _ in range(2))
+    up, down, by_enter, by_space = (
+        browser.execute_script(SORT, "residual ratio", key) for key in ("", "", "Enter", " ")
+    )
+    assert (by_enter, by_space) == (up, down)
     assert up == down[::-1]
     assert down[0] == "3 sites.2.norm"
     read = """

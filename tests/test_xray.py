@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
 from typing import Any
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 
 import addnorm
 from addnorm.xray import Inspection, inspect
-from addnorm.xray.base import Rule
+from addnorm.xray.base import Rule, Urgency
 from addnorm.xray.measurements import MEASUREMENTS
 
-from .support.faulty import WIDTH, Post, Pre
+from .support.faulty import WIDTH, Leaking, Post, Pre
 
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
 
@@ -171,6 +172,8 @@ def test_a_result_prints_and_is_json(found: Inspection) -> None:
     assert {*data["measurements"]} == {*MEASUREMENTS} == {*data["sites"][0]["values"]}
     assert data["overhead"]["factor"] > 0
     assert data["findings"][0]["action"]
+    assert data["findings"][0]["urgency"] in {str(each) for each in Urgency}
+    assert data["measurements"]["sigma"]["rules"][0]["urgency"] == "wrong"
     assert "4 Add & Norm sites, 18 tokens in 2 batches, forward and backward" in str(found)
     assert all(str(finding) in str(found) for finding in found.findings)
 
@@ -190,7 +193,7 @@ def test_a_result_prints_and_is_json(found: Inspection) -> None:
     ],
 )
 def test_a_rule_says_how_near(limit: float, above: bool, value: float, severity: float | None, broken: bool) -> None:
-    rule = Rule(limit, above, True, "", "")
+    rule = Rule(limit, above, True, Urgency.NOTE, "", "")
     assert rule.severity(value) == severity
     assert rule.broken(value) == broken
 
@@ -203,6 +206,8 @@ def test_a_rule_says_how_near(limit: float, above: bool, value: float, severity:
         ((Pre(1), 5), TypeError, "batches must be an iterable of batches"),
         ((Pre(1), [5]), TypeError, "a batch must be a tensor, a tuple or a dict, got int"),
         ((Pre(1), []), ValueError, "batches is empty"),
+        ((Pre(1), [torch.zeros(0, 2, WIDTH)]), ValueError, "batches have no real token: they are empty, or the mask"),
+        ((Pre(1), [(torch.zeros(3, 5, WIDTH), 0 * MASK)]), ValueError, "batches have no real token"),
         ((nn.Linear(WIDTH, 2), [torch.zeros(2, WIDTH)]), ValueError, "no Add & Norm site found in Linear: it calls no"),
     ],
 )
@@ -243,3 +248,58 @@ def test_a_loss_without_a_gradient_is_refused() -> None:
     for wrong, message in ((lambda output: output, "scalar tensor, got a tensor"), (lambda _: 1.0, "got float")):
         with pytest.raises(ValueError, match=message):
             inspect(Pre(1), [torch.zeros(1, 2, WIDTH)], loss=wrong)
+
+
+def test_counts_are_those_by_hand() -> None:
+    """Where they are not 0: NaN, massive activations, outlier channels."""
+    model = Pre(2).double()
+    x = inputs()["x"]
+    x[0, 1, 3], x[1, 2, 7], x[0, 0, 2] = torch.nan, 5000.0, -4000.0
+    with torch.no_grad():
+        for site in model.sites:
+            assert isinstance(site.norm, nn.LayerNorm)
+            site.norm.weight[5] = 30.0
+    z = y = x
+    for site, measured in zip(model.sites, inspect(model, [{"x": x, "attention_mask": MASK}]).sites, strict=True):
+        z = z + site.branch(y)
+        y = site.norm(z)
+        rows, out = z[MASK.bool()].detach(), y[MASK.bool()].detach()
+        assert measured.values["nonfinite"] == (~rows.isfinite()).sum() + (~out.isfinite()).sum() > 0
+        sound = rows.isfinite().all(-1)
+        size = rows[sound].abs()
+        massive = ((size > 100) & (size >= 1000 * size.median())).sum()
+        assert measured.values["massive_activations"] == massive > 0
+        outliers = ((out[sound].abs() >= 6).double().mean(0) >= 0.06).sum()
+        assert measured.values["outlier_channels"] == outliers > 0
+
+
+def test_leakage_is_the_largest_change_by_hand() -> None:
+    """The padding becomes entries of real tokens, the last first, moved by 1."""
+    model, batch = Leaking(2).double(), inputs()
+    real = MASK.bool()
+    changed = batch["x"].clone()
+    changed[~real] = batch["x"][real].flip(0)[: int((~real).sum())] + 1
+    found, (z, y, other, after) = inspect(model, [batch]).sites, (batch["x"], batch["x"], changed, changed)
+    for site, measured in zip(model.sites, found, strict=True):
+        z, other = z + model.mix(site.branch(y), None), other + model.mix(site.branch(after), None)
+        y, after = site.norm(z), site.norm(other)
+        expected = (y - after)[real].abs().max().item()
+        assert measured.values["padding_leakage"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_memory_does_not_grow_with_the_batches() -> None:
+    """The bytes of all tensors that are alive between two batches, and what is told in the end."""
+    held = []
+
+    def batches(count: int) -> Any:
+        for seed in range(count):
+            gc.collect()
+            held.append(sum(each.nbytes for each in gc.get_objects() if issubclass(type(each), Tensor)))
+            yield inputs(seed)
+
+    model = Pre(2).double()
+    short = len(str(inspect(model, batches(3), loss=loss).to_dict()))
+    held.clear()
+    long = len(str(inspect(model, batches(20), loss=loss).to_dict()))
+    assert set(held[2:]) == {held[2]}
+    assert long < 2 * short  # more bins have a count; the worst are as many

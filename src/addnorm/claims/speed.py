@@ -16,7 +16,7 @@ OPEN = "validation less training loss, mean over 5 seeds; reported, not asserted
 
 def run(seed: int) -> Evidence:
     normed, plain = train(True, False, seed), train(False, False, seed)
-    copied = [copy_task.smooth(copy_task.train(name, 12, seed)) for name in ("Pre-LN", "skip only")]
+    copied = [copy_task.learning(name, 12, seed) for name in ("Pre-LN", "skip only")]
     quick, slow = (steps_to(losses, COPIED) for losses in copied)
     quick_text, slow_text = (EVERY * steps_to(losses.training, READ) for losses in (normed, plain))
     numbers = (

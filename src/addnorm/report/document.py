@@ -55,15 +55,12 @@ class Cell:
     text: str
     severity: float | None
     hover: str
+    beyond: bool = False  # whether it is a finding
 
     @property
     def share(self) -> int:
         """The strength of its colour, in per cent: full at twice the limit."""
         return round(50 * min(max(self.severity or 0.0, 0.0), 2.0))
-
-    @property
-    def beyond(self) -> bool:
-        return self.severity is not None and self.severity > 1
 
 
 @dataclass(frozen=True)
@@ -74,6 +71,7 @@ class Board:
     corner: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    note: str = ""  # how to read it
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,14 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """What the reader shall not miss: where to look, and why."""
+
+    title: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Document:
     """A whole report: what was found, in a few sentences, then its sections, then where it was found."""
 
@@ -100,6 +106,7 @@ class Document:
     summary: tuple[str, ...]
     sections: tuple[Section, ...]
     facts: dict[str, str] = field(default_factory=dict)
+    lead: Lead | None = None
 
 
 def duration(seconds: float | None) -> str:

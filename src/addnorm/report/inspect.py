@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import torch
 
@@ -11,7 +12,7 @@ from ..xray import Finding, Inspection
 from ..xray.inspection import SiteResult
 from ..xray.measurements import MEASUREMENTS
 from ..xray.streaming import place
-from .document import Board, Cell, Document, Figure, Heatmap, Section, Table, digits, duration
+from .document import Board, Cell, Document, Figure, Heatmap, Lead, Section, Table, digits, duration
 
 WORST = {  # whose worst tokens are listed, and what those are
     "residual_ratio": "largest |f| / |x|",
@@ -22,35 +23,50 @@ WORST = {  # whose worst tokens are listed, and what those are
 }
 LISTED = 3  # of each
 QUANTILES = ("min", "p05", "p50", "p95", "max")
+LEGEND = (
+    "The nearer, the stronger the colour; what is framed is a finding. Cells without colour have no limit of their "
+    "own: there the sites are judged together, or nothing was measured. A click on a heading sorts."
+)
 ORDER = "site, in order of execution"
 STAR = "* a rule of thumb: it says where to look, not that something is wrong"
+URGENCY = (
+    "wrong: results are, or are about to be; unstable: the signal or its gradient is lost or explodes; unbalanced: "
+    "parts of the model do nothing, or nearly everything; note: good to know before pruning or quantising"
+)
 
 
 def document(found: Inspection) -> Document:
     """Everything that was found, the warnings first."""
     sections = (warnings(found), overview(found), depth(found), distributions(found), worst(found), legend(found))
-    return Document(f"addnorm inspect: {found.model}", summary(found), sections, facts(found))
+    return Document(f"addnorm inspect: {found.model}", summary(found), sections, facts(found), lead(found))
 
 
 def summary(found: Inspection) -> tuple[str, ...]:
-    """What was looked at, how much there is to see, and where to look first."""
+    """What was looked at, and how much there is to see."""
     mode = "forward and backward" if found.backward else "forward"
     looked = (
         f"{len(found.sites)} Add & Norm sites, {found.sites[0].tokens} real tokens in {found.batches} batches, {mode}."
     )
     if not found.findings:
         return looked, "Nothing suspicious was found."
-    hard = sum(not each.heuristic for each in found.findings)
-    count = f"{len(found.findings)} findings, {hard} of them beyond a limit that is no rule of thumb."
-    site = found.first[0].site
-    reasons = " ".join(reason(each) for each in found.first)
-    return looked, count, f"Look first at {site or 'the whole model'}: {reasons}"
+    counts = Counter(finding.urgency for finding in found.findings)
+    kinds = ", ".join(f"{urgency} {counts[urgency]}" for urgency in sorted(counts, reverse=True))
+    return looked, f"{len(found.findings)} finding{'s' if len(found.findings) > 1 else ''} ({kinds})."
+
+
+def lead(found: Inspection) -> Lead | None:
+    """Where to look first, and why."""
+    if not found.first:
+        return None
+    reasons = tuple(reason(each) for each in found.first)
+    return Lead(f"Look first at {found.first[0].site or 'the whole model'}", reasons)
 
 
 def reason(finding: Finding) -> str:
-    """A finding in a line, without what to do."""
+    """A finding in a few sentences."""
     title = MEASUREMENTS[finding.measurement].title
-    return f"{title} {number(finding.value)} (limit {limit(finding)}): {finding.meaning}"
+    where = f" ({finding.evidence})" if finding.evidence else ""
+    return f"{title} {number(finding.value)} (limit {limit(finding)}){where}: {finding.meaning} {finding.action}"
 
 
 def limit(finding: Finding) -> str:
@@ -58,47 +74,50 @@ def limit(finding: Finding) -> str:
 
 
 def warnings(found: Inspection) -> Section:
-    """Findings of one kind together: those of the site to look at first, then limits, then rules of thumb."""
+    """Findings of one kind together: those of the site to look at first, then the most urgent."""
     if not found.findings:
         return Section("Findings", ("None: every value is inside its limits.",))
     kinds: dict[tuple[str, str], list[Finding]] = {}
-    for finding in sorted(found.findings, key=lambda each: (each not in found.first, each.heuristic)):
+    for finding in sorted(found.findings, key=lambda each: (each not in found.first, -each.urgency)):
         kinds.setdefault((finding.measurement, finding.meaning), []).append(finding)
     rows = tuple(
         (
             MEASUREMENTS[measurement].title,
-            "\n".join(f"{each.site or 'the model'}: {number(each.value)}" for each in same),
+            str(same[0].urgency),
+            "\n".join(f"{number(each.value)} {f'at {each.site}' if each.site else 'in the model'}" for each in same),
             "\n".join((f"{meaning} {same[0].action}", *dict.fromkeys(each.evidence for each in same if each.evidence))),
             limit(same[0]),
         )
         for (measurement, meaning), same in kinds.items()
     )
-    columns = ("finding", "where, value", "what it means, what to do", "limit")
-    return Section("Findings", tables=(Table(columns, rows, labels=3, notes=(STAR,)),))
+    columns = ("finding", "urgency", "value, where", "what it means, what to do", "limit")
+    return Section("Findings", tables=(Table(columns, rows, labels=4, notes=(STAR, URGENCY)),))
 
 
 def overview(found: Inspection) -> Section:
     """Sites down, measurements across: colours say how near each value is to its limit."""
     names = measured(found)
+    flagged = {(finding.site, finding.measurement) for finding in found.findings}
     rows = tuple(
-        (f"{index} {site.site}", tuple(cell(site, name) for name in names)) for index, site in enumerate(found.sites, 1)
+        (f"{index} {site.site}", tuple(cell(site, name, (site.site, name) in flagged) for name in names))
+        for index, site in enumerate(found.sites, 1)
     )
-    board = Board(
-        "Heat map of sites and measurements: the nearer to its limit, the stronger the colour; framed is beyond. Cells "
-        "without colour have no limit of their own: the sites are judged together, or nothing was measured. A click on "
-        "a heading sorts.",
-        "site",
-        tuple(MEASUREMENTS[name].title for name in names),
-        rows,
-    )
+    titles = tuple(MEASUREMENTS[name].title for name in names)
+    board = Board("How near each value is to its limit", "site", titles, rows, LEGEND)
     return Section("All sites", boards=(board,))
 
 
-def cell(site: SiteResult, name: str) -> Cell:
+def cell(site: SiteResult, name: str, flagged: bool) -> Cell:
     measurement, value = MEASUREMENTS[name], site.values[name]
     words = f"{site.site}: {measurement.title} {number(value)}\n{measurement.formula}\nhealthy: {measurement.healthy}"
-    short = None if value is None else float(f"{value:.2g}")
-    return Cell(number(short), severity(name, value), words)
+    return Cell(brief(value), severity(name, value, flagged), words, flagged)
+
+
+def brief(value: float | None) -> str:
+    """Two digits: cells are narrow."""
+    if value is not None and 0 < abs(value) < 1e-4:
+        return f"{value:.0e}"
+    return number(None if value is None else float(f"{value:.2g}"))
 
 
 def measured(found: Inspection) -> list[str]:
@@ -112,11 +131,12 @@ def ends(found: Inspection, name: str) -> tuple[str, str]:
     return (number(min(values)), number(max(values))) if values else ("–", "–")
 
 
-def severity(name: str, value: float | None) -> float | None:
-    """1 at the nearest limit; None for what is judged over the whole model."""
+def severity(name: str, value: float | None, flagged: bool) -> float | None:
+    """1 at the nearest limit, no more where it is no finding; None for what is judged over the whole model."""
     measurement = MEASUREMENTS[name]
     found = [] if measurement.whole else [rule.severity(value) for rule in measurement.rules]
-    return max((each for each in found if each is not None), default=None)
+    most = max((each for each in found if each is not None), default=None)
+    return most if most is None or flagged else min(most, 1.0)
 
 
 def depth(found: Inspection) -> Section:
@@ -135,7 +155,7 @@ def depth(found: Inspection) -> Section:
         curve("What is left of the sequence's variety, and of the identity path", "share", "rank_collapse",
               "identity_share"),
     )  # fmt: skip
-    whole = tuple((MEASUREMENTS[name].title, number(value)) for name, value in found.overall.items())
+    whole = tuple((MEASUREMENTS[name].overall_title, number(value)) for name, value in found.overall.items())
     table = (Table(("over the whole model", "value"), whole),) if whole else ()
     return Section("Over depth", tables=table, figures=curves)
 

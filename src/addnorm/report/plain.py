@@ -31,6 +31,9 @@ def lines(document: Document) -> Iterator[str]:
             yield from (f"  {note}" for note in table.notes)
     yield ""
     yield from document.summary
+    if document.lead:
+        yield document.lead.title
+        yield from (f"  {reason}" for reason in document.lead.reasons)
 
 
 def grid(table: Table) -> Iterator[str]:

@@ -47,6 +47,10 @@ def show(document: Document, console: Console | None = None) -> None:
     console.print()
     for line in document.summary:
         console.print(escape(line), highlight=False)
+    if document.lead:
+        console.print(f"[bold]{escape(document.lead.title)}[/bold]", highlight=False)
+        for reason in document.lead.reasons:
+            console.print(f"  {escape(reason)}", highlight=False)
 
 
 def grid(table: Table) -> Grid:

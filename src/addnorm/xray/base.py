@@ -6,12 +6,25 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import IntEnum
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from .streaming import Where
 from .tokens import Tokens
+
+
+class Urgency(IntEnum):
+    """What is at stake. It orders the findings."""
+
+    NOTE = 0  # good to know before pruning or quantising
+    UNBALANCED = 1  # parts of the model do nothing, or nearly everything
+    UNSTABLE = 2  # the signal or its gradient is lost, or explodes
+    WRONG = 3  # results are wrong, or about to be
+
+    def __str__(self) -> str:
+        return self.name.lower()
 
 
 @dataclass(frozen=True)
@@ -21,6 +34,7 @@ class Rule:
     limit: float
     above: bool  # whether values above the limit are warned of; else those below
     heuristic: bool  # whether the limit is a rule of thumb; else it is a paper's or follows from the arithmetic
+    urgency: Urgency
     meaning: str
     action: str
 
@@ -46,6 +60,8 @@ class Finding:
     measurement: str
     value: float
     threshold: float
+    severity: float  # how many times beyond the threshold
+    urgency: Urgency
     heuristic: bool
     meaning: str
     action: str
@@ -60,7 +76,7 @@ class Finding:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"urgency": str(self.urgency)}
 
 
 class Measurement(ABC):
@@ -72,7 +88,9 @@ class Measurement(ABC):
     source: ClassVar[str]
     healthy: ClassVar[str]
     rules: ClassVar[tuple[Rule, ...]] = ()
+    overall_title: ClassVar[str] = ""  # of the number for the whole model
     whole: ClassVar[bool] = False  # whether the rules judge the sites together, not each
+    carried: ClassVar[bool] = False  # whether what is wrong stays in the stream, so that it comes from the first site
 
     def update(self, tokens: Tokens) -> None:  # noqa: B027
         """The real tokens of one call of the site."""
@@ -115,9 +133,19 @@ def broken(measurement: type[Measurement], site: str, value: float | None, evide
     """The findings that a value is."""
     for rule in measurement.rules:
         if value is not None and rule.broken(value):
-            yield Finding(
-                site, measurement.name, value, rule.limit, rule.heuristic, rule.meaning, rule.action, evidence
-            )
+            severity = rule.severity(value) or math.inf
+            yield Finding(site, measurement.name, value, rule.limit, severity, rule.urgency, rule.heuristic,
+                          rule.meaning, rule.action, evidence)  # fmt: skip
+
+
+def others(site: str, values: Mapping[str, float | None], share: float) -> float | None:
+    """A quantile of what the other sites have; None where there is no other.
+
+    >>> others("a", {"a": 9.0, "b": 1.0, "c": 3.0, "d": 2.0}, 0.5)
+    2.0
+    """
+    known = sorted(value for name, value in values.items() if name != site and value is not None)
+    return known[int(share * (len(known) - 1))] if known else None
 
 
 def listed(numbers: Sequence[int], most: int = 8) -> str:

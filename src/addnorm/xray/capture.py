@@ -79,6 +79,7 @@ class ProbedCall:
         self.model, self.probe = model, probe
         self.skipped: dict[Place, str] = {}
         self._seen: Counter[str] = Counter()
+        self._names: frozenset[str] = frozenset()
         self._owners: dict[int, str] = {}
         self._breaks = Counter(counters["graph_break"])
         self._compiled = torch.compile(traced(model), backend=self.probed, **isolation())
@@ -95,6 +96,7 @@ class ProbedCall:
         """Dynamo's backend: the captured piece with its probes."""
         modules = self.model.named_modules()
         self._owners = {id(p): name for name, m in modules for p in m.parameters(recurse=False)}
+        self._names = frozenset(name for name, _ in self.model.named_modules(remove_duplicate=False))
         return self.with_probes(module).forward
 
     def with_probes(self, module: GraphModule) -> GraphModule:
@@ -158,9 +160,10 @@ class ProbedCall:
         return note
 
     def place(self, norm: Node, weight: Tensor | None) -> Place:
-        """A piece that serves several modules is traced with no path: then the weight tells whose call it is."""
+        """A piece that serves several modules is traced with no path, and what wraps a module's method with a path of
+        Dynamo's own making: then the weight tells whose call it is."""
         name, known = module_of(norm)
-        name = name if known else self._owners.get(id(weight), name)
+        name = name if known and name in self._names else self._owners.get(id(weight), name)
         self._seen[name] += 1
         return Place(name, self._seen[name] - 1)
 

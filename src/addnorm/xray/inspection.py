@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .base import Finding
+from .base import Finding, Urgency
 from .measurements import MEASUREMENTS
 
 
@@ -48,27 +48,28 @@ class Inspection:
     backward: bool
     sites: tuple[SiteResult, ...]  # in order of execution
     overall: dict[str, float]  # the numbers that belong to the whole model
-    findings: tuple[Finding, ...]  # in the order of the measurements, then of the sites
+    findings: tuple[Finding, ...]  # the most urgent first, then in the order of the measurements and the sites
     skipped: dict[str, str]  # norm calls that are no Add & Norm sites, and why
     breaks: tuple[str, ...]  # why parts of the model could not be captured in one piece
     overhead: Overhead
 
     @property
     def first(self) -> tuple[Finding, ...]:
-        """What to look at first: the findings of one site, else those of the whole model.
+        """What to look at first: all findings of one site, or those of the whole model.
 
-        It is the first site beyond a limit that is no rule of thumb, for what is wrong there is carried on; else the
-        one with most findings of too much (too little may only be beside it), then with most of any kind.
+        Only the most urgent findings choose it. What is carried on in the stream began at the first site that has it;
+        of the rest the one furthest beyond its limit counts, because what is less may follow from it. Where the two
+        are at different sites, it is the earlier one.
         """
-
-        def weight(site: str) -> tuple[bool, int, int]:
-            here = [finding for finding in self.findings if finding.site == site]
-            if not all(finding.heuristic for finding in here):
-                return True, 0, 0
-            return False, sum(finding.value > finding.threshold for finding in here), len(here)
-
-        names = [site.site for site in self.sites if any(site.site == finding.site for finding in self.findings)]
-        chosen = max(names, key=weight, default="")
+        top = max((finding.urgency for finding in self.findings), default=Urgency.NOTE)
+        urgent = [finding for finding in self.findings if finding.urgency == top and finding.site]
+        order = {site.site: index for index, site in enumerate(self.sites)}
+        carried = [finding for finding in urgent if MEASUREMENTS[finding.measurement].carried]
+        local = [finding for finding in urgent if finding not in carried]
+        begins = min(carried, key=lambda finding: order[finding.site], default=None)
+        worst = max(local, key=lambda finding: finding.severity, default=None)
+        sites = [finding.site for finding in (begins, worst) if finding is not None]
+        chosen = min(sites, key=lambda site: order[site], default="")
         return tuple(finding for finding in self.findings if finding.site == chosen)
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,6 +113,8 @@ def plain(data: Any) -> Any:
         return {key: plain(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
         return [plain(value) for value in data]
+    if isinstance(data, Urgency):
+        return str(data)
     if isinstance(data, float) and not math.isfinite(data):
         return None if math.isnan(data) else "inf" if data > 0 else "-inf"
     return data

@@ -45,7 +45,7 @@ def inspect(model: nn.Module, batches: Iterable[Batch], *, loss: Loss | None = N
 
     Raises:
         TypeError: model is no module, batches are of another kind, or loss is no function.
-        ValueError: no batch, no Add & Norm site, or a loss that is no scalar with a gradient.
+        ValueError: no batch, no real token, no Add & Norm site, or a loss that is no scalar with a gradient.
 
     >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     >>> found = inspect(layer, [torch.randn(2, 5, 8)])
@@ -191,6 +191,8 @@ class Run:
             if whole is not None:
                 overall[name] = whole
             findings += measurement.findings(sites)
+        if not findings and not any(record.tokens for record in records.values()):
+            raise ValueError("batches have no real token: they are empty, or the mask calls every token padding")
         return Inspection(
             model=type(self.model).__name__,
             batches=batches,
@@ -210,7 +212,7 @@ class Run:
                 for name, record in records.items()
             ),
             overall=overall,
-            findings=tuple(findings),
+            findings=tuple(sorted(findings, key=lambda finding: -finding.urgency)),
             skipped={str(place): reason for place, reason in self.call.skipped.items()},
             breaks=self.call.breaks,
             overhead=Overhead(self.times["plain"], self.times["inspected"], self.times["capture"], total),

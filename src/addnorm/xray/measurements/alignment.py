@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..base import Measurement, Rule
+from ..base import Measurement, Rule, Urgency
 from ..streaming import Cosines, PerToken
 from ..tokens import Tokens
 
@@ -22,6 +22,7 @@ class Alignment(Measurement):
             -0.5,
             above=False,
             heuristic=True,
+            urgency=Urgency.UNBALANCED,
             meaning="The branch erases: it points against the stream.",
             action="Look whether it undoes the sublayer before it; two that cancel can be pruned together.",
         ),
@@ -29,6 +30,7 @@ class Alignment(Measurement):
             0.9,
             above=True,
             heuristic=True,
+            urgency=Urgency.UNBALANCED,
             meaning="The branch merely rescales the stream, which the norm takes out again.",
             action="Look for a sublayer that copies its input: attention on the token itself, a linear FFN.",
         ),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..base import Measurement, Rule
+from ..base import Measurement, Rule, Urgency
 from ..streaming import PerToken
 from ..tokens import Tokens
 
@@ -25,6 +25,7 @@ class Conditioning(Measurement):
             1e-3,
             above=True,
             heuristic=True,
+            urgency=Urgency.WRONG,
             meaning="The mean is so large beside the spread that subtracting it loses digits.",
             action="Centre the stream, or use a norm with corrected statistics: addnorm's are good at any "
             "mean, torch's are not.",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..base import Measurement, Rule, listed
+from ..base import Measurement, Rule, Urgency, listed
 from ..tokens import Tokens
 
 SHARE = 0.01
@@ -25,6 +25,7 @@ class DeadChannels(Measurement):
             0,
             above=True,
             heuristic=True,
+            urgency=Urgency.NOTE,
             meaning="Dead channels: the next sublayer sees a constant there.",
             action="Prunable where beta is small too; in training, weight decay on gamma or a bad initialisation.",
         ),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import Finding, Measurement, Rule, broken, listed
+from ..base import Finding, Measurement, Rule, Urgency, broken, listed
 from ..tokens import Tokens
 
 SIGMAS, LAYERS = 3.0, 0.5
@@ -31,6 +31,7 @@ class GammaOutliers(Measurement):
             0,
             above=True,
             heuristic=True,
+            urgency=Urgency.NOTE,
             meaning="The same channels stand out in gamma or beta through the layers: the model leans on them.",
             action="Do not prune, clip or coarsely quantise them: disabling them is known to break such models.",
         ),

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..base import Finding, Measurement, Rule, broken
+from ..base import Finding, Measurement, Rule, Urgency, broken
 from ..streaming import PerToken, Where
 
 
@@ -25,11 +25,13 @@ class GradientProfile(Measurement):
             100.0,
             above=True,
             heuristic=True,
+            urgency=Urgency.UNSTABLE,
             meaning="Gradients vanish or explode over depth.",
             action="See at which site the curve bends; use pre-norm, or DeepNorm's scales with post-norm.",
         ),
     )
     whole = True
+    overall_title = "gradient norm over depth: largest / smallest"
 
     def __init__(self) -> None:
         self.squares: float | None = None

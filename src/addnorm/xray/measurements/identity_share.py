@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
-from ..base import Finding, Measurement, Rule
+from ..base import Finding, Measurement, Rule, Urgency
 from ..streaming import PerToken, Where
 
 
@@ -27,6 +29,7 @@ class IdentityShare(Measurement):
             1e-3,
             above=False,
             heuristic=True,
+            urgency=Urgency.UNSTABLE,
             meaning="The identity path is lost: gradients reach this depth through the branches alone.",
             action="Warm up longer, or use pre-norm, DeepNorm or ReZero.",
         ),
@@ -58,5 +61,10 @@ class IdentityShare(Measurement):
 
     @classmethod
     def findings(cls, sites: Mapping[str, Measurement]) -> Iterator[Finding]:
-        least = sorted(super().findings(sites), key=lambda finding: finding.value)
-        yield from least[:1]
+        below = sorted(super().findings(sites), key=lambda finding: finding.value)
+        shares = [(name, site.value) for name, site in sites.items() if site.value]
+        falls = {name: after / before for (_, before), (name, after) in pairwise(shares)}
+        most = max(falls, key=lambda name: falls[name], default="")
+        where = f"; going back it falls most at {most}: by {falls[most]:.3g} times" if most else ""
+        for finding in below[:1]:
+            yield replace(finding, evidence=f"below at {len(below)} of {len(sites)} sites{where}")

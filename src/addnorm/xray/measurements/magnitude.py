@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..base import Measurement, Rule
+from ..base import Measurement, Rule, Urgency
 from ..streaming import PerToken
 from ..tokens import Tokens
 
@@ -24,10 +24,12 @@ class Magnitude(Measurement):
             6e4,
             above=True,
             heuristic=False,
+            urgency=Urgency.WRONG,
             meaning="Overflows in float16, or is about to.",
             action="Run this site in bfloat16 or float32, or scale the branch before the sum.",
         ),
     )
+    carried = True
 
     def __init__(self) -> None:
         self.tokens = PerToken()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..base import Measurement, Rule
+from ..base import Measurement, Rule, Urgency
 from ..streaming import Worst
 from ..tokens import Tokens
 
@@ -24,11 +24,13 @@ class MassiveActivations(Measurement):
             0,
             above=True,
             heuristic=False,
+            urgency=Urgency.UNBALANCED,
             meaning="Massive activations: a few values hold nearly all of the token's length.",
             action="Keep these channels out of 8-bit and float16 arithmetic; where they come up in training, look at "
             "the sublayer that writes them.",
         ),
     )
+    carried = True
 
     def __init__(self) -> None:
         self.count: int | None = None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, cast
 
 from torch import Tensor
 
-from ..base import Measurement, Rule
+from ..base import Finding, Measurement, Rule, Urgency
 from ..streaming import Where, Worst
 from ..tokens import Tokens
 
 
 class NonFinite(Measurement):
-    """The other measurements leave out tokens with such values."""
+    """The other measurements leave out tokens with such values. What is wrong forward spoils every gradient, so that
+    gradients are warned of only where the forward is sound: at the site through which the first bad one came back."""
 
     name = "nonfinite"
     title = "NaN and infinity"
@@ -24,10 +27,12 @@ class NonFinite(Measurement):
             0,
             above=True,
             heuristic=False,
+            urgency=Urgency.WRONG,
             meaning="NaN or infinity.",
             action="Look at the first site that has any: at its branch, its inputs, and whether its type overflows.",
         ),
     )
+    carried = True
 
     def __init__(self) -> None:
         self.forward = self.backward = 0
@@ -50,3 +55,12 @@ class NonFinite(Measurement):
     def evidence(self) -> str:
         most = f", most of them: {self.worst.words(1)}" if self.worst.kept else ""
         return f"{self.forward} forward, {self.backward} in gradients{most}"
+
+    @classmethod
+    def findings(cls, sites: Mapping[str, Measurement]) -> Iterator[Finding]:
+        found, order = list(super().findings(sites)), list(sites)
+        forward = [each for each in found if cast(NonFinite, sites[each.site]).forward]
+        yield from forward
+        if found and not forward:
+            last = order.index(found[-1].site)
+            yield replace(found[-1], site=order[min(last + 1, len(order) - 1)])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from ..base import Finding, Measurement, Rule, broken
+from ..base import Finding, Measurement, Rule, Urgency, broken
 from ..streaming import PerToken
 from ..tokens import Tokens
 
@@ -29,11 +29,13 @@ class NormGrowth(Measurement):
             1.0,
             above=True,
             heuristic=True,
+            urgency=Urgency.UNSTABLE,
             meaning="The stream grows faster than by branches of one size: later branches add up or explode.",
             action="Find the site where the curve bends; scale its branch, or norm its output (Peri-LN).",
         ),
     )
     whole = True
+    overall_title = "growth of the stream: slope of log |x_l| over log l"
 
     def __init__(self) -> None:
         self.tokens = PerToken()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import Finding, Measurement, Rule, broken, listed
+from ..base import Finding, Measurement, Rule, Urgency, broken, listed
 from ..tokens import Tokens
 
 LARGE, TOKENS, LAYERS = 6.0, 0.06, 0.25
@@ -28,6 +28,7 @@ class OutlierChannels(Measurement):
             0,
             above=True,
             heuristic=False,
+            urgency=Urgency.NOTE,
             meaning="Outlier channels: 8-bit quantisation by rows or tensors loses the other channels.",
             action="Quantise these channels apart (LLM.int8) or smooth them into the weights (SmoothQuant).",
         ),

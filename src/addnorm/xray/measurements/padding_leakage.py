@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..base import Measurement, Rule
+from ..base import Measurement, Rule, Urgency
 from ..streaming import PerToken, Where
 
 
@@ -24,10 +24,12 @@ class PaddingLeakage(Measurement):
             0,
             above=True,
             heuristic=True,
+            urgency=Urgency.WRONG,
             meaning="Padding leaks into real tokens: results depend on what else is in the batch.",
             action="Pass the attention mask through; mask before every mean, convolution or BatchNorm over tokens.",
         ),
     )
+    carried = True
 
     def __init__(self) -> None:
         self.tokens = PerToken()

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..base import Measurement, Rule
+from ..base import Measurement, Rule, Urgency
 from ..streaming import Mean, PerToken
 from ..tokens import Tokens
 
@@ -27,10 +27,12 @@ class RankCollapse(Measurement):
             0.1,
             above=False,
             heuristic=True,
+            urgency=Urgency.UNSTABLE,
             meaning="The tokens of a sequence are nearly the same vector.",
             action="Look for attention that is uniform and for a skip that is lost; strengthen the skip or the FFN.",
         ),
     )
+    carried = True
 
     def __init__(self) -> None:
         self.mean, self.tokens = Mean(), PerToken(smallest=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..base import Measurement, Rule
+from ..base import Measurement, Rule, Urgency
 from ..streaming import Mean, PerToken
 from ..tokens import Tokens
 
@@ -24,6 +24,7 @@ class Sigma(Measurement):
             0.01,
             above=True,
             heuristic=True,
+            urgency=Urgency.WRONG,
             meaning="eps dominates: these tokens are not brought to unit variance, and gradients through them are cut.",
             action="Lower eps, or find out why these tokens are almost constant: zero embeddings, or unmasked padding.",
         ),
