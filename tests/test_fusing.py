@@ -380,6 +380,37 @@ def test_checkpointed_code_is_fused_too() -> None:
     assert_as_good(after, before, exact)
 
 
+def test_layers_checkpointed_one_by_one_say_why_half_is_lost() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for norm in self.norms:
+                x = x + torch.tanh(norm(x))
+            return x
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+            self.norm = nn.LayerNorm(WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = checkpoint(layer, x, use_reentrant=False)
+            return self.norm(x)
+
+    model = Model()
+    handle = fuse(model)
+    model(torch.randn(2, 3, WIDTH))
+    assert handle.report.fused == LAYERS
+    reasons = {site.norm: site.reason for site in handle.report.sites if not site.fused}
+    assert "its input enters checkpointed code" in reasons["layers.1.norms.0"]
+    assert "tag_activation_checkpoint" in reasons["norm"]
+
+
 def test_a_site_that_differs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(x: Tensor, residual: Tensor, weight: Any = None, bias: Any = None, **options: Any) -> Tensor:
         y = F.layer_norm(x + residual, x.shape[-1:], weight, bias)

@@ -23,9 +23,14 @@ Other devices were not measured: there the operation is used.
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from .nodes import example
 from .sites import Site
 
+NARROW = 256  # columns, below which torch's float32 layer_norm trains faster
+ALONE = "torch's layer_norm was measured to be as fast alone, in float32 without gradients or in narrow rows"
 FASTER = "Inductor's own fusion was measured to be faster where no dropout is drawn"
 
 
@@ -34,3 +39,14 @@ def inductor_is_faster(site: Site) -> str:
     x = example(site.x)
     on_cpu = x is not None and x.device.type == "cpu"
     return FASTER if on_cpu and not (site.training and site.dropout_p > 0) else ""
+
+
+def torch_is_faster(kind: str, x: Tensor, *, graded: bool) -> str:
+    """Why one call of a function of torch's, without a sum before it, is left to torch; "" where it is fused."""
+    wide = x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
+    return ALONE if kind == "layer" and wide and not (graded and x.shape[-1] >= NARROW) else ""
+
+
+def wants_grad(*tensors: Tensor | None) -> bool:
+    """Whether a call here and now keeps what a backward needs."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

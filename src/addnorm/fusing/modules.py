@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..functional import explain_dispatch
-from .base import PLACE, FusedCall, InPlace, hook_dicts, put, take
+from .base import PLACE, FusedCall, InPlace, hook_dicts, is_traced, put, take
 from .local import KINDS, Local, Part
 from .report import Outcome
+from .sites import WITHOUT_NUMBERS
 from .trial import SLOW, disagreement
 
 ALONE = "the norm alone: a sum before it is made in another module's code, which this mode does not see"
@@ -80,7 +81,7 @@ class LocalCall(InPlace):
         return next((cls(path, read(module), owner) for kind, read in KINDS.items() if kind.matches(module)), None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling() or any(self._hooks):  # hooks see the modules' own values
+        if is_traced() or any(self._hooks):  # hooks see the modules' own values
             return self.module._call_impl(*args, **kwargs)
         left = self._readings[0].left_to(*args, **kwargs)
         if self.owner.watching or (self.reason is None and not left):
@@ -119,6 +120,8 @@ def judged(readings: list[Local], args: Any, kwargs: Any) -> tuple[Local | None,
     try:
         twin = copy.deepcopy(readings[0].module).eval()
         before = tensors(twin(*args, **kwargs))
+        if before[0].is_meta:
+            return None, WITHOUT_NUMBERS, ""
         with torch.autocast(device_type=before[0].device.type, enabled=False):
             exact = tensors(copy.deepcopy(twin).double()(*wide(args), **wide(kwargs)))
     except (TypeError, ValueError, RuntimeError) as error:

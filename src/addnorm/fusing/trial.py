@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..functional import add_norm, add_norm_stream, explain_dispatch
+from .measured import torch_is_faster, wants_grad
 from .report import Outcome
 from .rewrite import original
 from .sites import Site
@@ -47,7 +48,7 @@ class Trial:
     ) -> Any:
         """What `add_norm` or `add_norm_stream` would give; what the original gives where the two differ."""
         if self.open:
-            self.compare(x, residual, weight, bias, options)
+            self.compare(x, residual, weight, bias, options, wants_grad(x, weight, bias))
         if self.reason:
             y, z = original(self.site, dropout=True)(x, residual, weight, bias, **self.beside(options))
             return (y, z) if self.site.stream else y
@@ -65,6 +66,7 @@ class Trial:
         weight: Tensor | None,
         bias: Tensor | None,
         options: dict[str, Any],
+        training: bool,
     ) -> None:
         """Judge the fused call on these tensors, dropout left out on both sides: its mask is another, as it may be."""
         tensors, beside = (x, residual, weight, bias), self.beside(options)
@@ -78,11 +80,20 @@ class Trial:
         else:
             before = original(self.site, dropout=False)(*tensors, **beside)
             reason = disagreement(result if self.site.stream else (result,), before, self.truth(tensors, beside))
-        if self.site.plain and backend == SLOW and reason == "":
-            reason = f"{self.site.reason}; no kernel takes it alone"
+        if self.site.plain and reason == "":
+            reason = self.better_left(x, backend, training)
         self.note(weight, reason or "", backend)
         if not self.reason and reason is not None:  # one that disagreed once is never trusted
             self.reason = reason
+
+    def better_left(self, x: Tensor, backend: str, training: bool) -> str:
+        """Why a norm without a sum gains nothing; "" where it does."""
+        norm, reason = self.site.norm, ""
+        if backend == SLOW:
+            reason = "no kernel takes it alone"
+        elif not norm.written:
+            reason = torch_is_faster(norm.kind, x, graded=training)
+        return f"{self.site.reason}; {reason}" if reason else ""
 
     def note(self, weight: Tensor | None, reason: str, backend: str) -> None:
         """Record what became of the site."""
