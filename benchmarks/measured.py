@@ -46,6 +46,8 @@ class Written(nn.Module):
 
 
 class Sublayer(nn.Module):
+    """A Linear, dropout, the sum, a norm."""
+
     def __init__(self, norm: str, width: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, width)
@@ -55,29 +57,31 @@ class Sublayer(nn.Module):
         return self.norm(x + F.dropout(self.linear(x), DROPOUT, self.training))
 
 
+PAIRS = {"layer": "layer fused", "rms": "rms fused", "written": "rms fused"}
+
+
 def alone() -> Iterator[str]:
     """Rows of the first table: LayerNorm of torch, RMSNorm of torch, RMSNorm written out; inference | training."""
     for dtype in (FLOAT32, BFLOAT16):
         for rows, width in ALONE:
-            weight, bias, x = (torch.randn(*shape, dtype=dtype) for shape in ((width,), (width,), (rows, width)))
-            written = Written(width).to(dtype)
-            calls: dict[str, Callable[[], Tensor]] = {
-                "layer": lambda: F.layer_norm(x, x.shape[-1:], weight, bias),
-                "layer fused": lambda: addnorm.add_norm(x, None, weight, bias),
-                "rms": lambda: F.rms_norm(x, x.shape[-1:], weight, 1e-6),
-                "written": lambda: written(x),
-                "rms fused": lambda: addnorm.add_norm(x, None, weight, norm="rms", eps=1e-6),
-            }
-            cells = []
-            for training in (False, True):
-                for tensor in (x, weight, bias, written.weight):
-                    tensor.requires_grad_(training)
-                gradient = torch.randn_like(x)
-                steps = {name: step(call, x, gradient, training) for name, call in calls.items()}
-                seconds = interleaved(steps, rounds=15)
-                pairs = {"layer": "layer fused", "rms": "rms fused", "written": "rms fused"}
-                cells.append("  ".join(f"{seconds[a] / seconds[b]:5.2f}" for a, b in pairs.items()))
+            cells = [alone_cells(rows, width, dtype, training=training) for training in (False, True)]
             yield f"{str(dtype)[6:]:9} {width:5} {rows:5} | {' | '.join(cells)}"
+
+
+def alone_cells(rows: int, width: int, dtype: torch.dtype, *, training: bool) -> str:
+    options = {"dtype": dtype, "requires_grad": training}
+    weight, bias, x = (torch.randn(*shape, **options) for shape in ((width,), (width,), (rows, width)))
+    written = Written(width).to(dtype).requires_grad_(training)
+    calls: dict[str, Callable[[], Tensor]] = {
+        "layer": lambda: F.layer_norm(x, x.shape[-1:], weight, bias),
+        "layer fused": lambda: addnorm.add_norm(x, None, weight, bias),
+        "rms": lambda: F.rms_norm(x, x.shape[-1:], weight, 1e-6),
+        "written": lambda: written(x),
+        "rms fused": lambda: addnorm.add_norm(x, None, weight, norm="rms", eps=1e-6),
+    }
+    gradient = torch.randn_like(x)
+    seconds = interleaved({name: step(call, x, gradient, training) for name, call in calls.items()}, rounds=15)
+    return "  ".join(f"{seconds[before] / seconds[after]:5.2f}" for before, after in PAIRS.items())
 
 
 def step(call: Callable[[], Tensor], x: Tensor, gradient: Tensor, training: bool) -> Call:
@@ -121,7 +125,9 @@ class Everything(addnorm.FusePass):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=["alone", "compiled"])
-    parser.add_argument("--only", default="", help="of the compiled: those with this in their name, as layer-384-float32")
+    parser.add_argument(
+        "--only", default="", help="of the compiled: those with this in their name, as layer-384-float32"
+    )
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # which what else runs on the machine disturbs least

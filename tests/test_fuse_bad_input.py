@@ -65,6 +65,7 @@ def test_refused_and_untouched(build: Callable[[], nn.Module], message: str, mod
     assert "__getstate__" not in model.__dict__
 
 
+@pytest.mark.filterwarnings("ignore:addnorm.fuse found nothing")  # in mode "modules"
 @pytest.mark.parametrize("mode", ["eager", "modules"])
 @pytest.mark.parametrize("seen_before", [False, True])
 def test_an_error_of_the_models_own(mode: str, seen_before: bool) -> None:
@@ -149,7 +150,7 @@ def test_compile_in_place_is_refused_while_fused(mode: str) -> None:
     model.compile(backend="eager")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:addnorm.fuse found nothing")
 @pytest.mark.parametrize("mode", ["eager", "modules"])
 def test_what_is_traced_or_exported_is_the_plain_model(mode: str) -> None:
     model, x = nn.Sequential(Sublayer(), Sublayer()), torch.randn(2, WIDTH)

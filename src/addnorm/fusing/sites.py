@@ -6,6 +6,7 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.fx import Graph, Node
 
 from ..call import DTYPES
@@ -161,11 +162,16 @@ def obstacle(site: Site, order: dict[Node, int], found: list[Change]) -> str:
     parameters = [node for node in (site.norm.weight, site.norm.bias) if node is not None]
     if any(order[node] > place for node in parameters):
         return "its weight or bias is computed after the sum"
-    devices = {value.device for value in map(example, (site.x, site.residual, *site.tensors.values(), *parameters)) if value is not None}
-    if len(devices) > 1:
-        return f"its tensors are on {' and '.join(sorted(map(str, devices)))}: add_norm takes those of one device"
-    if any(device.type == "meta" for device in devices):
-        return WITHOUT_NUMBERS
+    operands = (site.x, site.residual, *site.tensors.values(), *parameters)
+    if reason := no_place({value.device for value in map(example, operands) if value is not None}):
+        return reason
     if blocked(found, order, site.nodes, site.add, place):
         return "between the sum and the norm something is changed in place or a torch mode is switched"
     return ""
+
+
+def no_place(devices: set[torch.device]) -> str:
+    """Why `add_norm` can not run where a site's tensors are; "" where it can."""
+    if len(devices) > 1:
+        return f"its tensors are on {' and '.join(sorted(map(str, devices)))}: add_norm takes those of one device"
+    return WITHOUT_NUMBERS if devices == {torch.device("meta")} else ""

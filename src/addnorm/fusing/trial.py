@@ -92,7 +92,7 @@ class Trial:
         if backend == SLOW:
             reason = "no kernel takes it alone"
         elif not norm.written:
-            reason = torch_is_faster(norm.kind, x, graded=training)
+            reason = torch_is_faster(norm.kind, x, backward=training)
         return f"{self.site.reason}; {reason}" if reason else ""
 
     def note(self, weight: Tensor | None, reason: str, backend: str) -> None:
