@@ -155,6 +155,28 @@ def test_lengths_masks_and_eval(mode: str) -> None:
         assert (after - old).abs().max() < 1e-5 * old.abs().max()
 
 
+@pytest.mark.filterwarnings("ignore:addnorm.fuse found nothing")  # in mode "modules", without gradients
+@pytest.mark.parametrize("mode", ["eager", "modules"])
+def test_generate_with_its_cache(mode: str) -> None:
+    ends = {"bos_token_id": 0, "eos_token_id": 49}
+    config = models.transformers.GPT2Config(n_embd=WIDTH, n_layer=L, n_head=2, vocab_size=50, **ends)
+    torch.manual_seed(0)
+    model = models.transformers.GPT2LMHeadModel(config).eval()
+    ids, mask = torch.randint(1, 48, (2, 6)), torch.ones(2, 6, dtype=torch.long)
+    mask[1, :2] = 0
+
+    def written(length: int) -> Tensor:
+        inputs = {"attention_mask": mask[:, :length], "eos_token_id": None, "max_new_tokens": 8, "do_sample": False}
+        return model.generate(ids[:, :length], **inputs)
+
+    before, captures = {length: written(length) for length in (6, 5, 4)}, []
+    with fuse(model, mode=mode) as handle:
+        for length, tokens in before.items():
+            assert torch.equal(written(length), tokens)
+            captures.append(getattr(handle._call, "captures", 0))
+    assert captures[2] == captures[1] <= 4  # prompt and step, each for one length and for all
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_copies_and_saves_are_of_the_plain_model(mode: str) -> None:
     model = models.encoder(False)
@@ -201,6 +223,10 @@ def test_replaced_parts_run() -> None:
         block = model.encoder.layer[0].output
         block.dense = nn.Sequential(block.dense, nn.Tanh())
         changed = model(**inputs)[0]
+        block, seen = model.encoder.layer[1].output, []
+        block.dense.register_forward_hook(lambda *_: seen.append("dense"))
+        model(**inputs)
+        assert seen == ["dense"]
     assert (changed - model(**inputs)[0]).abs().max() < 1e-5 * changed.abs().max()
 
 
