@@ -161,6 +161,21 @@ def test_what_is_traced_or_exported_is_the_plain_model(mode: str) -> None:
     assert operators.count("aten.layer_norm.default") == 2
 
 
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning", "ignore:addnorm.fuse found nothing"
+)
+@pytest.mark.parametrize("mode", ["eager", "modules"])
+def test_a_quantised_model(mode: str) -> None:
+    """Its Linears are no code that Dynamo traces: what lies between them is fused where that can be seen."""
+    model, x = nn.Sequential(Sublayer(), Sublayer()).eval(), torch.randn(3, WIDTH)
+    model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    before = model(x)
+    with fuse(model, mode=mode) as handle:
+        for _ in range(2):
+            assert (model(x) - before).abs().max() < 1e-6
+    assert handle.report.fused == (2 if mode == "eager" else 0), str(handle.report)
+
+
 def test_the_outermost_with_undoes() -> None:
     model = Sublayer()
     with fuse(model) as outer:

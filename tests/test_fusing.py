@@ -430,11 +430,13 @@ def test_a_site_that_differs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert "off float64" in bad.reason
 
 
-def test_a_site_with_nothing_to_judge_by_stays_under_trial() -> None:
+@pytest.mark.parametrize("rows", [2, 0])
+def test_a_site_with_nothing_to_judge_by_is_not_trusted(rows: int) -> None:
     model = sequential().eval()
     with fuse(model) as handle:
-        assert model(torch.full((2, 3, WIDTH), torch.nan)).isnan().all()
-        assert handle._call._open
+        with pytest.warns(UserWarning, match="no finite number to judge it by" if rows else "its tensors were empty"):
+            assert model(torch.full((rows, 3, WIDTH), torch.nan)).isnan().all()
+        assert handle.report.fused == 0
         model(torch.randn(2, 3, WIDTH))
         assert not handle._call._open
         assert handle.report.fused == LAYERS

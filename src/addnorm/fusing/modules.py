@@ -14,11 +14,9 @@ from .base import PLACE, FusedCall, InPlace, hook_dicts, is_traced, put, take
 from .local import KINDS, Local, Part
 from .report import Outcome
 from .sites import WITHOUT_NUMBERS
-from .trial import SLOW, disagreement
+from .trial import SLOW, UNJUDGED, disagreement
 
 ALONE = "the norm alone: a sum before it is made in another module's code, which this mode does not see"
-
-UNJUDGED = "there was no finite number to judge it by yet"
 
 
 class ModulesCall(FusedCall):

@@ -15,6 +15,8 @@ from .rewrite import original
 from .sites import Site
 
 Results = tuple[Tensor, ...]
+UNJUDGED = "there was no finite number to judge it by yet"
+EMPTY = "its tensors were empty"
 SLOW = "eager"  # the backend in plain torch, which gains nothing where there is no sum
 ROUNDINGS = 8  # of the result's type, beside twice the original's error
 
@@ -46,10 +48,10 @@ class Trial:
         bias: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """What `add_norm` or `add_norm_stream` would give; what the original gives where the two differ."""
+        """What `add_norm` or `add_norm_stream` gives where that is as good as the original, else what this gives."""
         if self.open:
             self.compare(x, residual, weight, bias, options, wants_grad(x, weight, bias))
-        if self.reason:
+        if not self.passed:
             y, z = original(self.site, dropout=True)(x, residual, weight, bias, **self.beside(options))
             return (y, z) if self.site.stream else y
         return self.fused(x, residual, weight, bias, **options)
@@ -82,7 +84,9 @@ class Trial:
             reason = disagreement(result if self.site.stream else (result,), before, self.truth(tensors, beside))
         if self.site.plain and reason == "":
             reason = self.better_left(x, backend, training)
-        self.note(weight, reason or "", backend)
+        if reason is None and x.numel() == 0:  # as will be all that this graph is for: Dynamo captures others anew
+            reason = EMPTY
+        self.note(weight, UNJUDGED if reason is None else reason, backend)
         if not self.reason and reason is not None:  # one that disagreed once is never trusted
             self.reason = reason
 
