@@ -168,7 +168,7 @@ def test_what_is_traced_or_exported_is_the_plain_model(mode: str) -> None:
 def test_a_quantised_model(mode: str) -> None:
     """Its Linears are no code that Dynamo traces: what lies between them is fused where that can be seen."""
     model, x = nn.Sequential(Sublayer(), Sublayer()).eval(), torch.randn(3, WIDTH)
-    model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8).requires_grad_(False)
     before = model(x)
     with fuse(model, mode=mode) as handle:
         for _ in range(2):
