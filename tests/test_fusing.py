@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import warnings
+from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -206,6 +207,17 @@ def test_dropout_repeats_and_has_its_rate() -> None:
         dropped = (model[0](x) < 0).double().mean().item()  # of a constant branch, what is dropped lies below the mean
     count = x.numel()
     assert abs(dropped - 0.1) < 5 * (0.1 * 0.9 / count) ** 0.5 + 2**-16
+
+
+def test_examples_of_every_kind() -> None:
+    x = torch.randn(2, 3, WIDTH)
+    for example in (x, (x,), [x], {"input": x}, UserDict(input=x)):
+        assert fuse(sequential(), example=example).report.fused == LAYERS
+    model = sequential()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        fuse(model, example=torch.randn(2, WIDTH + 1))
+    assert model._compiled_call_impl is None
+    assert not {"forward", "compile", "__getstate__"} & {*model.__dict__}
 
 
 def test_the_model_is_as_before() -> None:
