@@ -117,7 +117,7 @@ def markdown(results: dict) -> str:
         cells = [f"{found[kind]:.2f}x" if kind in found else "" for kind in kinds]
         lines.append(f"| {name} | {use} | {found['original']:.1f} | {' | '.join(cells)} |")
     machine = results["machine"]
-    where = f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}; torch {machine['torch']}, "
+    where = f"{machine['cpu']}, threads: {machine['threads']}, {machine['isa']}; torch {machine['torch']}, "
     versions = f"transformers {results['transformers']}, addnorm {machine['addnorm']}; {machine['date'][:10]}."
     return "\n".join([*lines, "", where + versions])
 
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=[], help="of the table, by default all")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["eager", "modules"])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="1 is disturbed least by others")
     parser.add_argument("--out", type=Path, default=FILE)
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
@@ -135,6 +136,7 @@ def main() -> None:
         print(markdown(results))
         return
     warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
     for name in args.models or [REAL, *cases(SIZE)]:
         rows = measure(name, args.modes, args.rounds)
         replaced = {(row["model"], row["use"], *row["seconds"]) for row in rows}

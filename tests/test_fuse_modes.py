@@ -238,10 +238,10 @@ def test_what_differs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = models.encoder(False).eval(), torch.randn(2, 5, WIDTH)
     before = model(x)
     with fuse(model, mode="modules") as handle:
-        for _ in range(2):
-            assert (model(x) - before).abs().max() < 1e-5
-    blocks = [site for site in handle.report.sites if "off float64" in site.reason]
-    assert len(blocks) == 2 * L or handle.report.plain == 2 * L
+        with pytest.warns(UserWarning, match="off float64"):
+            model(x)
+        assert (model(x) - before).abs().max() < 1e-5
+    assert ["off float64" in site.reason for site in handle.report.sites] == [True] * 2 * L
     assert handle.report.fused == 0
 
 
@@ -318,11 +318,11 @@ def test_a_part_fused_before_the_whole() -> None:
 
 
 def test_the_unknown_says_so() -> None:
-    model, dtype = models.encoder(False).train().bfloat16(), torch.bfloat16
+    model = models.encoder(False).train()
     with fuse(model, mode="modules") as handle:
         with pytest.warns(UserWarning, match="no finite number"):
-            model(torch.full((2, 5, WIDTH), torch.nan, dtype=dtype))
-        model(torch.randn(2, 5, WIDTH, dtype=dtype))
+            model(torch.full((2, 5, WIDTH), torch.nan))
+        model(torch.randn(2, 5, WIDTH))
         assert (handle.report.fused, len(handle.report.sites)) == (2 * L, 2 * L)
 
 

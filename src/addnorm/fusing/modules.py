@@ -94,8 +94,10 @@ class LocalCall(InPlace):
             self.local, self.reason, self.backend = judged(self._readings, args, kwargs)
         reason = left or self.reason or ""
         local = self.local or self._readings[0]
-        for part in local.parts():
-            self.owner.report.record(self.outcome(part, reason))
+        for outcome in (self.outcome(part, reason) for part in local.parts()):
+            told = (outcome.norm, outcome.call) in self.owner.report.outcomes
+            if not (left and told):  # the block that holds a norm has said more of why it is left
+                self.owner.report.record(outcome)
         if self.owner.watching:
             self.count += 1
 
