@@ -41,7 +41,7 @@ class Norm(Local):
         (x,), module = (*args, *kwargs.values()), self.module
         if type(module) is not nn.LayerNorm:
             return ""
-        return torch_is_faster("layer", x, backward=wants_grad(x, module.weight, module.bias))
+        return torch_is_faster("layer", x, backward=wants_grad(x, *module._parameters.values()))
 
     def parts(self) -> tuple[Part, ...]:
         return (Part("", self.kind),)
