@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -85,6 +86,11 @@ def agree(models: Models, inputs: dict[str, Tensor]) -> bool:
     return all(error <= 2 * errors["original"] + 2**-22 for error in errors.values())
 
 
+def timer() -> Callable[[], float]:
+    """The clock; of one thread its CPU time, which others on the machine disturb least."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def measure(name: str, modes: list[str], rounds: int) -> list[dict]:
     model, inputs = model_and_inputs(name)
     models = fused(model, modes)
@@ -96,7 +102,7 @@ def measure(name: str, modes: list[str], rounds: int) -> list[dict]:
         for each in steps.values():
             for _ in range(3):
                 each()
-        seconds = interleaved(steps, rounds=rounds, warmup=1)
+        seconds = interleaved(steps, rounds=rounds, warmup=1, timer=timer())
         rows.append({"model": name, "use": use, "seconds": seconds})
         ratios = ", ".join(f"{kind} {seconds['original'] / taken:.3f}x" for kind, taken in seconds.items())
         print(f"{name}, {use}: {1e3 * seconds['original']:.1f} ms; {ratios}", flush=True)
@@ -117,7 +123,7 @@ def markdown(results: dict) -> str:
         cells = [f"{found[kind]:.2f}x" if kind in found else "" for kind in kinds]
         lines.append(f"| {name} | {use} | {found['original']:.1f} | {' | '.join(cells)} |")
     machine = results["machine"]
-    where = f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}; torch {machine['torch']}, "
+    where = f"{machine['cpu']}, threads: {machine['threads']}, {machine['isa']}; torch {machine['torch']}, "
     versions = f"transformers {results['transformers']}, addnorm {machine['addnorm']}; {machine['date'][:10]}."
     return "\n".join([*lines, "", where + versions])
 
@@ -127,6 +133,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=[], help="of the table, by default all")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["eager", "modules"])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="with 1, CPU time is measured")
     parser.add_argument("--out", type=Path, default=FILE)
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
@@ -135,6 +142,7 @@ def main() -> None:
         print(markdown(results))
         return
     warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
     for name in args.models or [REAL, *cases(SIZE)]:
         rows = measure(name, args.modes, args.rounds)
         replaced = {(row["model"], row["use"], *row["seconds"]) for row in rows}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from addnorm.fusing import fuse
 from addnorm.fusing.base import PLACE
@@ -63,6 +65,7 @@ def test_refused_and_untouched(build: Callable[[], nn.Module], message: str, mod
     assert "__getstate__" not in model.__dict__
 
 
+@pytest.mark.filterwarnings("ignore:addnorm.fuse found nothing")  # in mode "modules"
 @pytest.mark.parametrize("mode", ["eager", "modules"])
 @pytest.mark.parametrize("seen_before", [False, True])
 def test_an_error_of_the_models_own(mode: str, seen_before: bool) -> None:
@@ -95,6 +98,82 @@ def test_what_can_not_be_captured_runs_as_it_was(monkeypatch: pytest.MonkeyPatch
     assert any("could not capture Sublayer" in str(w.message) for w in warned)
     assert "the graph makes no sense" in handle.report.breaks[0]
     assert [site.reason for site in handle.report.sites] == ["the model was not captured"]
+
+
+class Elsewhere(Sublayer):
+    """Goes on on the meta device, which stands for any other than the parameters'."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = super().forward(x)
+        far = y.to("meta")
+        return y, F.layer_norm(far + far.tanh(), (WIDTH,)), F.layer_norm(far + torch.tensor(1.0), (WIDTH,))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*", "ignore:.*is deprecated:FutureWarning:torch.*")
+@pytest.mark.parametrize("mode", ["eager", "inductor"])
+def test_sites_on_other_devices_are_left_alone(mode: str) -> None:
+    model, x = Elsewhere(), torch.randn(2, WIDTH)
+    with fuse(model, mode=mode) as handle:
+        for _ in range(2):
+            assert [each.is_meta for each in model(x)] == [False, True, True]
+    here, far, apart = handle.report.sites
+    assert here.fused
+    assert "on the meta device" in far.reason
+    assert "its tensors are on cpu and meta" in apart.reason
+
+
+@pytest.mark.parametrize("mode", ["eager", "modules"])
+def test_a_norm_without_numbers_is_left_alone(mode: str) -> None:
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(WIDTH, elementwise_affine=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x.to("meta"))
+
+    model = Norm()
+    with fuse(model, mode=mode) as handle, pytest.warns(UserWarning, match="nothing to fuse"):
+        assert model(torch.randn(2, WIDTH)).is_meta
+    assert ("meta device" if mode == "modules" else "no sum of two tensors") in handle.report.sites[0].reason
+
+
+@pytest.mark.parametrize("mode", ["eager", "inductor", "modules"])
+def test_compile_in_place_is_refused_while_fused(mode: str) -> None:
+    model = Sublayer()
+    handle = fuse(model, mode=mode)
+    with pytest.raises(RuntimeError, match=f"Sublayer is fused in mode '{mode}', which compile\\(\\) would undo"):
+        model.compile()
+    assert model.__dict__[PLACE] is handle._call
+    copy.deepcopy(model).compile(backend="eager")  # the plain model's
+    handle.undo()
+    model.compile(backend="eager")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning", "ignore:addnorm.fuse found nothing")
+@pytest.mark.parametrize("mode", ["eager", "modules"])
+def test_what_is_traced_or_exported_is_the_plain_model(mode: str) -> None:
+    model, x = nn.Sequential(Sublayer(), Sublayer()), torch.randn(2, WIDTH)
+    before = model(x)
+    with fuse(model, mode=mode, example=x):
+        assert torch.equal(torch.jit.trace(model, x)(x), before)
+        operators = [str(node.target) for node in torch.export.export(model, (x,), strict=False).graph.nodes]
+    assert operators.count("aten.layer_norm.default") == 2
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning", "ignore:addnorm.fuse found nothing"
+)
+@pytest.mark.parametrize("mode", ["eager", "modules"])
+def test_a_quantised_model(mode: str) -> None:
+    """Its Linears are no code that Dynamo traces: what lies between them is fused where that can be seen."""
+    model, x = nn.Sequential(Sublayer(), Sublayer()).eval(), torch.randn(3, WIDTH)
+    model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8).requires_grad_(False)
+    before = model(x)
+    with fuse(model, mode=mode) as handle:
+        for _ in range(2):
+            assert (model(x) - before).abs().max() < 1e-6
+    assert handle.report.fused == (2 if mode == "eager" else 0), str(handle.report)
 
 
 def test_the_outermost_with_undoes() -> None:

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import warnings
+from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -208,6 +209,17 @@ def test_dropout_repeats_and_has_its_rate() -> None:
     assert abs(dropped - 0.1) < 5 * (0.1 * 0.9 / count) ** 0.5 + 2**-16
 
 
+def test_examples_of_every_kind() -> None:
+    x = torch.randn(2, 3, WIDTH)
+    for example in (x, (x,), [x], {"input": x}, UserDict(input=x)):
+        assert fuse(sequential(), example=example).report.fused == LAYERS
+    model = sequential()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        fuse(model, example=torch.randn(2, WIDTH + 1))
+    assert model._compiled_call_impl is None
+    assert not {"forward", "compile", "__getstate__"} & {*model.__dict__}
+
+
 def test_the_model_is_as_before() -> None:
     case = CASES["bert"]
     model = case.model().eval()
@@ -380,6 +392,37 @@ def test_checkpointed_code_is_fused_too() -> None:
     assert_as_good(after, before, exact)
 
 
+def test_layers_checkpointed_one_by_one_say_why_half_is_lost() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for norm in self.norms:
+                x = x + torch.tanh(norm(x))
+            return x
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+            self.norm = nn.LayerNorm(WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = checkpoint(layer, x, use_reentrant=False)
+            return self.norm(x)
+
+    model = Model()
+    handle = fuse(model)
+    model(torch.randn(2, 3, WIDTH))
+    assert handle.report.fused == LAYERS
+    reasons = {site.norm: site.reason for site in handle.report.sites if not site.fused}
+    assert "its input enters checkpointed code" in reasons["layers.1.norms.0"]
+    assert "tag_activation_checkpoint" in reasons["norm"]
+
+
 def test_a_site_that_differs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(x: Tensor, residual: Tensor, weight: Any = None, bias: Any = None, **options: Any) -> Tensor:
         y = F.layer_norm(x + residual, x.shape[-1:], weight, bias)
@@ -399,11 +442,13 @@ def test_a_site_that_differs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert "off float64" in bad.reason
 
 
-def test_a_site_with_nothing_to_judge_by_stays_under_trial() -> None:
+@pytest.mark.parametrize("rows", [2, 0])
+def test_a_site_with_nothing_to_judge_by_is_not_trusted(rows: int) -> None:
     model = sequential().eval()
     with fuse(model) as handle:
-        assert model(torch.full((2, 3, WIDTH), torch.nan)).isnan().all()
-        assert handle._call._open
+        with pytest.warns(UserWarning, match="no finite number to judge it by" if rows else "its tensors were empty"):
+            assert model(torch.full((rows, 3, WIDTH), torch.nan)).isnan().all()
+        assert handle.report.fused == 0
         model(torch.randn(2, 3, WIDTH))
         assert not handle._call._open
         assert handle.report.fused == LAYERS

@@ -16,7 +16,6 @@ from .report import Outcome, Report
 
 PLACE = "_compiled_call_impl"  # what torch.nn.Module.__call__ calls instead of forward; never copied nor saved
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-OURS = ("forward", "__getstate__")  # what `visible` sets in a model's __dict__
 NORMS = ("LayerNorm", "RMSNorm")  # how the names of classes of norms end
 
 
@@ -35,26 +34,25 @@ class FusedCall(InPlace, ABC):
         self.handle: Any = None
         self._first = True
         self._before: Any = None  # what had the model's place of call
+        self._visible: dict[str, Any] = {}  # what else of ours is in the model's __dict__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
             compiled_around(type(self.model).__name__)
-            return self.model._call_impl(*args, **kwargs)
-        return self.call(*args, **kwargs)
+        return (self.model._call_impl if is_traced() else self.call)(*args, **kwargs)
 
     @abstractmethod
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """What the model's own call gives."""
 
     def install(self) -> None:
-        self._before = put(self.model, self)
-        if "forward" not in self.model.__dict__:
-            self.model.__dict__.update(visible(self.model))
+        self._before, self._visible = put(self.model, self), visible(self.model, self.mode)
+        self.model.__dict__.update(self._visible)
 
     def remove(self) -> None:
         """Give the model its own call back, unless another took this one's place."""
-        if take(self.model, self, self._before):
-            hide(self.model)
+        take(self.model, self, self._before)
+        hide(self.model, self._visible)
 
     def complete(self) -> None:
         """After the first pass: tell of the norms that were not seen, and warn where nothing is fused."""
@@ -74,6 +72,11 @@ class FusedCall(InPlace, ABC):
         """Why no call of a norm module was seen."""
 
 
+def is_traced() -> bool:
+    """Whether another compiles, exports or traces: what that makes is of the plain model, as a copy is."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def hook_dicts(modules: Iterable[nn.Module]) -> list[dict[int, Any]]:
     """Where the hooks of modules are kept, and those of all modules."""
     own = [getattr(module, name) for module in modules for name in HOOKS]
@@ -88,9 +91,9 @@ def compiled_around(name: str) -> None:
         if isinstance(frame.f_locals.get("self"), FusedCall):
             return
     warnings.warn(
-        f"the fused {name} is compiled once more by torch.compile, which takes its plain code: nothing is fused there. "
-        "Undo the fusing and give torch.compile options={'pre_grad_custom_pass': addnorm.FusePass()}, or fuse with "
-        "mode='inductor' and do not compile around it",
+        f"the fused {name} is compiled once more by torch.compile, which takes its plain code: nothing is fused there, "
+        "unless that has options={'pre_grad_custom_pass': addnorm.FusePass()}; or fuse with mode='inductor' and do not "
+        "compile around it",
         stacklevel=2,
     )
 
@@ -112,27 +115,37 @@ def take(module: nn.Module, call: Any, before: Any) -> bool:
     return True
 
 
-def visible(model: nn.Module) -> dict[str, Any]:
-    """What makes the place of a model's call visible to Dynamo when another compiles around the model.
+def visible(model: nn.Module, mode: str) -> dict[str, Any]:
+    """What a fused model has of its own beside its call.
 
-    Dynamo goes straight to the class's forward where the instance has none of its own. So it gets one, the same; and
-    what copies and saves the model is kept from seeing that, as `torch.nn.Module.__getstate__` keeps it from PLACE.
+    - ``forward``, the class's: Dynamo goes straight to that where the instance has none, and who compiles around the
+      model would not meet its call.
+    - ``compile``, which would put another call in this one's place: an error.
+    - ``__getstate__``: what copies and saves the model sees none of these, as `torch.nn.Module.__getstate__` hides
+      PLACE.
     """
 
     def state() -> dict[str, Any]:
         found = {**type(model).__getstate__(model)}  # pyright: ignore
-        return {name: value for name, value in found.items() if name not in OURS}
+        return {name: value for name, value in found.items() if name not in ours or value is not ours[name]}
 
-    return {"forward": model.forward, "__getstate__": state}
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError(
+            f"{type(model).__name__} is fused in mode {mode!r}, which compile() would undo: fuse it with "
+            "mode='inductor' and leave compile() out, or undo the fusing and compile with an addnorm.FusePass()"
+        )
+
+    ours: dict[str, Any] = {"__getstate__": state, "compile": refuse}
+    if "forward" not in model.__dict__:
+        ours["forward"] = model.forward
+    return ours
 
 
-def hide(model: nn.Module) -> None:
+def hide(model: nn.Module, ours: dict[str, Any]) -> None:
     """Undoes `visible`, where another has not set these since."""
-    own = getattr(model.__dict__.get("forward"), "__func__", None)
-    if "__getstate__" in model.__dict__:
-        del model.__dict__["__getstate__"]
-        if own is type(model).forward:
-            del model.__dict__["forward"]
+    for name, value in ours.items():
+        if model.__dict__.get(name) is value:
+            del model.__dict__[name]
 
 
 def unseen(model: nn.Module, report: Report) -> list[str]:

@@ -68,7 +68,7 @@ def scaled(branch: Branch, source: Any, factor: Any) -> Branch | None:
     if is_number(factor):
         return replace(branch, x=source, branch_scale=float(factor)) if branch.branch_scale is None else None
     value, whole = example(factor), shape(source)
-    if value is None or whole is None or value.dtype not in DTYPES:
+    if value is None or whole is None or value.dtype not in DTYPES or value.device != before.device:
         return None
     if branch.branch_scale is None and (value.dim() == 0 or same(tuple(value.shape), whole[-1:])):
         return replace(branch, x=source, branch_scale=factor)

@@ -31,8 +31,7 @@ class TriedPass(FusePass):
     def left(self, site: Site, reason: str) -> None:
         super().left(site, reason)
         for outcome in self.outcomes(site):
-            if outcome.fused or outcome.plain:
-                self.report.record(replace(outcome, backend="inductor", reason=outcome.reason or reason))
+            self.report.record(replace(outcome, backend="inductor", reason=outcome.reason or reason))
 
     def outcomes(self, site: Site) -> list[Any]:
         """Those of the module that calls the norm."""

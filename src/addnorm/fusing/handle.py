@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -79,15 +79,15 @@ class Handle:
 
 
 def fuse(
-    model: nn.Module, *, mode: str = "auto", example: Tensor | tuple[Any, ...] | dict[str, Any] | None = None
+    model: nn.Module, *, mode: str = "auto", example: Tensor | Sequence[Any] | Mapping[str, Any] | None = None
 ) -> Handle:
     """Run every Add & Norm of a model as one fused operation. The model is changed in place, for all its callers.
 
     ``LayerNorm`` and ``RMSNorm``, as modules, functions or written out, after a sum of two tensors with what the branch
     has before it (a Linear's bias, dropout, LayerScale, stochastic depth), post-norm or pre-norm; a norm without a sum
-    is one fused norm. Each site is compared with the original on the first real inputs, dropout left out; one that is
-    further from float64 than twice the original's error is left alone. Dropout draws other random numbers than torch's,
-    at the same rate, and repeats under ``torch.manual_seed``.
+    is one fused norm where that was measured to be faster. Each site is compared with the original on the first real
+    inputs, dropout left out; one that is further from float64 than twice the original's error is left alone. Dropout
+    draws other random numbers than torch's, at the same rate, and repeats under ``torch.manual_seed``.
 
     Parameters, ``state_dict``, hooks, ``train()`` and ``eval()``, ``to()``, copies and saved files (which are of the
     plain model) and gradients stay as they are. Captured again are new hooks, dtypes, train or eval, grad or not;
@@ -100,14 +100,15 @@ def fuse(
       encoder and decoder layers, BERT's output blocks, timm's blocks; norms by themselves.
     - ``"auto"``: "eager"; "modules" where Dynamo can not run or is switched off. `Handle.mode` says which.
 
-    A fused model inside another ``torch.compile`` runs unfused there, with a warning: who compiles gives Inductor an
-    `addnorm.FusePass` instead.
+    A fused model inside another ``torch.compile`` runs unfused there, with a warning, and its own ``compile()`` raises:
+    who compiles gives Inductor an `addnorm.FusePass` instead. What is traced or exported is the plain model.
 
     Args:
         model: Any module that is called as ``model(...)``.
         mode: One of the above.
-        example: Inputs (a tensor, a tuple of arguments or a dict of keyword arguments) to run the model on at once,
-            without gradients, so that the report is complete; torch's random state is kept.
+        example: Inputs (a tensor, a sequence of arguments or a mapping of keyword arguments, as tokenizers give) to run
+            the model on at once, without gradients, so that the report is complete; torch's random state is kept. An
+            error of the model's own leaves it as it was.
 
     Returns:
         A `Handle`: ``handle.report`` tells of every norm call, ``handle.undo()`` or the end of
@@ -139,15 +140,19 @@ def fuse(
     call.handle = Handle(model, call)
     call.install()
     if example is not None:
-        try_out(model, example)
+        try:
+            try_out(model, example)
+        except BaseException:
+            call.remove()
+            raise
     return call.handle
 
 
-def try_out(model: nn.Module, example: Tensor | tuple[Any, ...] | dict[str, Any]) -> None:
+def try_out(model: nn.Module, example: Tensor | Sequence[Any] | Mapping[str, Any]) -> None:
     """Run the model once, leaving torch's random state as it was."""
     devices = {p.device for p in model.parameters() if p.is_cuda}
     with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
-        if isinstance(example, dict):
+        if isinstance(example, Mapping):
             model(**example)
         else:
-            model(*(example if isinstance(example, tuple) else (example,)))
+            model(*(example if isinstance(example, (tuple, list)) else (example,)))

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..functional import explain_dispatch
-from .base import PLACE, FusedCall, InPlace, hook_dicts, put, take
+from .base import PLACE, FusedCall, InPlace, hook_dicts, is_traced, put, take
 from .local import KINDS, Local, Part
 from .report import Outcome
-from .trial import SLOW, disagreement
+from .sites import WITHOUT_NUMBERS
+from .trial import SLOW, UNJUDGED, disagreement
 
 ALONE = "the norm alone: a sum before it is made in another module's code, which this mode does not see"
-
-UNJUDGED = "there was no finite number to judge it by yet"
 
 
 class ModulesCall(FusedCall):
@@ -80,7 +79,7 @@ class LocalCall(InPlace):
         return next((cls(path, read(module), owner) for kind, read in KINDS.items() if kind.matches(module)), None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling() or any(self._hooks):  # hooks see the modules' own values
+        if is_traced() or any(self._hooks):  # hooks see the modules' own values
             return self.module._call_impl(*args, **kwargs)
         left = self._readings[0].left_to(*args, **kwargs)
         if self.owner.watching or (self.reason is None and not left):
@@ -95,8 +94,10 @@ class LocalCall(InPlace):
             self.local, self.reason, self.backend = judged(self._readings, args, kwargs)
         reason = left or self.reason or ""
         local = self.local or self._readings[0]
-        for part in local.parts():
-            self.owner.report.record(self.outcome(part, reason))
+        for outcome in (self.outcome(part, reason) for part in local.parts()):
+            told = (outcome.norm, outcome.call) in self.owner.report.outcomes
+            if not (left and told):  # the block that holds a norm has said more of why it is left
+                self.owner.report.record(outcome)
         if self.owner.watching:
             self.count += 1
 
@@ -119,6 +120,8 @@ def judged(readings: list[Local], args: Any, kwargs: Any) -> tuple[Local | None,
     try:
         twin = copy.deepcopy(readings[0].module).eval()
         before = tensors(twin(*args, **kwargs))
+        if before[0].is_meta:
+            return None, WITHOUT_NUMBERS, ""
         with torch.autocast(device_type=before[0].device.type, enabled=False):
             exact = tensors(copy.deepcopy(twin).double()(*wide(args), **wide(kwargs)))
     except (TypeError, ValueError, RuntimeError) as error:

@@ -168,6 +168,8 @@ def title(node: Any) -> str:
         return repr(node)
     if node.op == "placeholder":
         return "an input of the captured code"
+    if is_call(node, operator.getitem):
+        return f"a part of {title(node.args[0])}"
     return getattr(node.target, "__name__", str(node.target))
 
 

@@ -24,7 +24,7 @@ class Piece:
     def __init__(self, module: GraphModule, named: Named, record: Record) -> None:
         self.module = module
         inner = [part for part in module.modules() if isinstance(part, GraphModule)]
-        sites = [site for part in inner for site in find_sites(part.graph)]
+        sites = [site for part in inner for site in find_sites(part.graph, checkpointed=part is not module)]
         self.trials = {site: Trial(site, named, record) for site in sites if site.plain or not site.reason}
         self.others = [site for site in sites if site not in self.trials]
         self.closed = not sites

@@ -6,6 +6,7 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.fx import Graph, Node
 
 from ..call import DTYPES
@@ -72,14 +73,18 @@ class Site:
         )
 
 
-def find_sites(graph: Graph) -> list[Site]:
-    """All norm calls of the graph, in order."""
+WITHOUT_NUMBERS = "its tensors are on the meta device, where there are no numbers to try it on"
+BORDER = "its input enters checkpointed code; to make the sum before it here too, two tensors would be kept for one"
+
+
+def find_sites(graph: Graph, *, checkpointed: bool = False) -> list[Site]:
+    """All norm calls of the graph, in order; `checkpointed` says whether the graph is one inside another."""
     order = {node: index for index, node in enumerate(graph.nodes)}
     found = changes(graph)
-    return [checked(site_of(norm, order), order, found) for norm in norm_calls(graph)]
+    return [checked(site_of(norm, order, checkpointed), order, found) for norm in norm_calls(graph)]
 
 
-def site_of(norm: NormCall, order: dict[Node, int]) -> Site:
+def site_of(norm: NormCall, order: dict[Node, int], checkpointed: bool = False) -> Site:
     """The sum before the norm, and what is on the branch before the sum."""
     add = norm.input
     if norm.dimensions != 1:
@@ -90,7 +95,8 @@ def site_of(norm: NormCall, order: dict[Node, int]) -> Site:
         return Site(norm, "the sum before it is made in place")
     operands = add_operands(add)
     if operands is None:
-        reason = f"no sum of two tensors before it: its input is {title(add)}"
+        entering = checkpointed and add.op == "placeholder"
+        reason = BORDER if entering else f"no sum of two tensors before it: its input is {title(add)}"
         return Site(norm, reason, plain=known_types(add, norm.result), x=add)
     if not known_types(*operands, norm.result):
         dtypes = {value.dtype for value in map(example, (*operands, norm.result)) if value is not None}
@@ -153,9 +159,19 @@ def obstacle(site: Site, order: dict[Node, int], found: list[Change]) -> str:
         if node not in (site.norm.result, site.add) and any(user not in inside for user in value_users(node)):
             return f"an intermediate result ({title(node)}) is used elsewhere"
     place = order[site.norm.result if site.add is None else site.add]
-    parameters = (node for node in (site.norm.weight, site.norm.bias) if node is not None)
+    parameters = [node for node in (site.norm.weight, site.norm.bias) if node is not None]
     if any(order[node] > place for node in parameters):
         return "its weight or bias is computed after the sum"
+    operands = (site.x, site.residual, *site.tensors.values(), *parameters)
+    if reason := no_place({value.device for value in map(example, operands) if value is not None}):
+        return reason
     if blocked(found, order, site.nodes, site.add, place):
         return "between the sum and the norm something is changed in place or a torch mode is switched"
     return ""
+
+
+def no_place(devices: set[torch.device]) -> str:
+    """Why `add_norm` can not run where a site's tensors are; "" where it can."""
+    if len(devices) > 1:
+        return f"its tensors are on {' and '.join(sorted(map(str, devices)))}: add_norm takes those of one device"
+    return WITHOUT_NUMBERS if devices == {torch.device("meta")} else ""

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from ..functional import add_norm, add_norm_stream, explain_dispatch
+from .measured import torch_is_faster, wants_grad
 from .report import Outcome
 from .rewrite import original
 from .sites import Site
 
 Results = tuple[Tensor, ...]
+UNJUDGED = "there was no finite number to judge it by yet"
+EMPTY = "its tensors were empty"
 SLOW = "eager"  # the backend in plain torch, which gains nothing where there is no sum
 ROUNDINGS = 8  # of the result's type, beside twice the original's error
 
@@ -45,10 +48,10 @@ class Trial:
         bias: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        """What `add_norm` or `add_norm_stream` would give; what the original gives where the two differ."""
+        """What `add_norm` or `add_norm_stream` gives where that is as good as the original, else what this gives."""
         if self.open:
-            self.compare(x, residual, weight, bias, options)
-        if self.reason:
+            self.compare(x, residual, weight, bias, options, wants_grad(x, weight, bias))
+        if not self.passed:
             y, z = original(self.site, dropout=True)(x, residual, weight, bias, **self.beside(options))
             return (y, z) if self.site.stream else y
         return self.fused(x, residual, weight, bias, **options)
@@ -65,6 +68,7 @@ class Trial:
         weight: Tensor | None,
         bias: Tensor | None,
         options: dict[str, Any],
+        training: bool,
     ) -> None:
         """Judge the fused call on these tensors, dropout left out on both sides: its mask is another, as it may be."""
         tensors, beside = (x, residual, weight, bias), self.beside(options)
@@ -78,11 +82,22 @@ class Trial:
         else:
             before = original(self.site, dropout=False)(*tensors, **beside)
             reason = disagreement(result if self.site.stream else (result,), before, self.truth(tensors, beside))
-        if self.site.plain and backend == SLOW and reason == "":
-            reason = f"{self.site.reason}; no kernel takes it alone"
-        self.note(weight, reason or "", backend)
+        if self.site.plain and reason == "":
+            reason = self.better_left(x, backend, training)
+        if reason is None and x.numel() == 0:  # as will be all that this graph is for: Dynamo captures others anew
+            reason = EMPTY
+        self.note(weight, UNJUDGED if reason is None else reason, backend)
         if not self.reason and reason is not None:  # one that disagreed once is never trusted
             self.reason = reason
+
+    def better_left(self, x: Tensor, backend: str, training: bool) -> str:
+        """Why a norm without a sum gains nothing; "" where it does."""
+        norm, reason = self.site.norm, ""
+        if backend == SLOW:
+            reason = "no kernel takes it alone"
+        elif not norm.written:
+            reason = torch_is_faster(norm.kind, x, backward=training)
+        return f"{self.site.reason}; {reason}" if reason else ""
 
     def note(self, weight: Tensor | None, reason: str, backend: str) -> None:
         """Record what became of the site."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...functional import add_norm
 from ..base import NORMS
+from ..measured import torch_is_faster, wants_grad
 from .base import Local, Part, is_plain
 
 EPS = ("eps", "variance_epsilon", "epsilon")  # the names that models give it
@@ -35,7 +36,12 @@ class Norm(Local):
         return named and one_input and isinstance(weight, Tensor) and weight.dim() == 1
 
     def left_to(self, *args: Any, **kwargs: Any) -> str:
-        return "" if len(args) + len(kwargs) == 1 else "it is called with more than its input"
+        if len(args) + len(kwargs) != 1:
+            return "it is called with more than its input"
+        (x,), module = (*args, *kwargs.values()), self.module
+        if type(module) is not nn.LayerNorm:
+            return ""
+        return torch_is_faster("layer", x, backward=wants_grad(x, *module._parameters.values()))
 
     def parts(self) -> tuple[Part, ...]:
         return (Part("", self.kind),)

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from ...functional import add_norm
 from .base import Local, Part, affine, is_plain, rate
@@ -16,7 +17,7 @@ NAMES = {"dense", "dropout", "LayerNorm"}
 class Output(Local):
     """``LayerNorm(dropout(dense(x)) + residual)``."""
 
-    bypassed = ("dropout", "LayerNorm")
+    bypassed = ("dense", "dropout", "LayerNorm")
 
     @staticmethod
     def matches(module: nn.Module) -> bool:
@@ -24,15 +25,23 @@ class Output(Local):
         return {*module._modules} == NAMES and names == ["hidden_states", "input_tensor"] and plain_ends(module)
 
     def parts(self) -> tuple[Part, ...]:
-        return (Part("LayerNorm", "layer", ("dropout", "add")),)
+        bias = () if self.dense_bias() is None else ("branch_bias",)
+        return (Part("LayerNorm", "layer", (*bias, "dropout", "add")),)
+
+    def dense_bias(self) -> Tensor | None:
+        """The Linear's bias, where that is a Linear: as adapters have it, it may be another module that is called."""
+        dense: Any = self.module.dense
+        return dense.bias if is_plain(dense, nn.Linear) else None
 
     def left_to(self, *args: Any, **kwargs: Any) -> str:
         return "" if plain_ends(self.module) else "one of its modules has been replaced"
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         module: Any = self.module
-        x = module.dense(hidden_states)
-        return add_norm(x, input_tensor, dropout_p=rate(module.dropout), **affine(module.LayerNorm))
+        bias = self.dense_bias()
+        x = module.dense(hidden_states) if bias is None else F.linear(hidden_states, module.dense.weight)
+        options = {"branch_bias": bias, "dropout_p": rate(module.dropout), **affine(module.LayerNorm)}
+        return add_norm(x, input_tensor, **options)
 
 
 def plain_ends(module: nn.Module) -> bool:
