@@ -79,7 +79,7 @@ def paired(times: dict[str, list[float]], a: str, b: str) -> tuple[float, float,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name, default in (("layers", 12), ("width", 768), ("tokens", 128), ("rounds", 101), ("seconds", 30)):
+    for name, default in (("layers", 12), ("width", 768), ("tokens", 128), ("rounds", 101), ("seconds", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--alone", action="store_true", help="only the sums and norms: the sublayers do nothing")
