@@ -38,9 +38,10 @@ bool is_transformed(const at::Tensor* t) {
 }
 
 struct AddNormBackward : public Node {
-  Settings settings;  // its seed only where the call gave one as a tensor
+  Settings settings;  // without the seed, which `seed` keeps where it is a tensor
   GradientTypes types;
   bool has_residual = false;
+  bool has_seed = false;
   bool z_is_x = false;
   SavedVariable z, stats, seed;
   std::array<SavedVariable, kOperands> saved;  // x only for the gradient of a scale; never residual or bias
@@ -75,7 +76,7 @@ struct AddNormBackward : public Node {
       const std::lock_guard<std::mutex> lock(released);
       kept_z = z_is_x ? z.unpack() : z.unpack(getptr());
       kept_stats = stats.unpack();
-      if (settings.seed != nullptr) {
+      if (has_seed) {
         kept_seed = seed.unpack();
         call.settings.seed = &kept_seed;
       }
@@ -186,6 +187,7 @@ void record(const Operands& operands, const Settings& settings, const Results& r
   auto node = make_node<AddNormBackward>();
   node->set_next_edges(torch::autograd::collect_next_edges(as_list(operands)));
   node->settings = settings;
+  node->settings.seed = nullptr;
   node->has_residual = operands[kResidual] != nullptr;
   node->types.x = operands[kX]->scalar_type();
   node->types.residual = node->has_residual ? operands[kResidual]->scalar_type() : node->types.x;
@@ -199,7 +201,8 @@ void record(const Operands& operands, const Settings& settings, const Results& r
   };
   save(kX, wants_x);
   for (const Operand i : {kWeight, kBranchBias, kBranchScale, kRowScale}) save(i, true);
-  if (settings.seed != nullptr) node->seed = SavedVariable(*settings.seed, false);
+  node->has_seed = settings.seed != nullptr;
+  if (node->has_seed) node->seed = SavedVariable(*settings.seed, false);
 
   at::Tensor y = results.y, z = results.z;
   torch::autograd::set_history(y, node);

@@ -5,10 +5,12 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "arguments.h"
@@ -84,11 +86,19 @@ void below_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Sta
   op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
 }
 
+// Whether autograd would record a call with the last `count` values of a stack as its arguments.
+bool wants_gradient(const Stack& stack, size_t count) {
+  if (!c10::GradMode::is_enabled()) return false;
+  const auto arguments = torch::jit::last(stack, count);
+  return std::any_of(arguments.begin(), arguments.end(),
+                     [](const c10::IValue& value) { return value.isTensor() && value.toTensor().requires_grad(); });
+}
+
 void autograd_forward(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   const size_t count = op.schema().arguments().size();
+  if (!wants_gradient(*stack, count)) return below_autograd(op, keys, stack);
   const Stack arguments(stack->end() - static_cast<std::ptrdiff_t>(count), stack->end());  // outlives the call
-  ForwardArguments call = forward_arguments(arguments, count);
-  if (!wants_gradient(call.operands)) return below_autograd(op, keys, stack);
+  const ForwardArguments call = forward_arguments(arguments, count);
   const bool z_is_x = !call.keep_stream && stream_is_x(call.operands, call.settings.options);
   TORCH_CHECK(call.keep_stats && (call.keep_stream || z_is_x),
               "addnorm::forward keeps what its backward needs only with keep_stats and keep_stream");
@@ -99,12 +109,12 @@ void autograd_forward(const c10::OperatorHandle& op, c10::DispatchKeySet keys, S
 
 void autograd_backward(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   const size_t count = op.schema().arguments().size();
+  if (!wants_gradient(*stack, count)) return below_autograd(op, keys, stack);
   torch::autograd::variable_list tensors;
   for (const c10::IValue& argument : torch::jit::last(*stack, count)) {
     if (argument.isTensor()) tensors.push_back(argument.toTensor());
   }
   below_autograd(op, keys, stack);
-  if (!torch::autograd::compute_requires_grad(tensors)) return;
   const auto node = make_node<torch::autograd::Error>(
       "addnorm::backward has no derivative of its own: differentiate addnorm.add_norm with create_graph=True",
       torch::autograd::collect_next_edges(tensors));
