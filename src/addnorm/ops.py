@@ -73,9 +73,11 @@ def forward_arguments(arguments: Iterable[Any]) -> dict[str, Any]:
 
 def as_call(given: dict[str, Any]) -> Call:
     """The call that an operator's arguments describe."""
-    fields = {name: given[name] for name in CALL_FIELDS if name in given}
+    fields: dict[str, Any] = {name: given[name] for name in CALL_FIELDS if name in given}
     stored = stored_dtype(fields["x"], fields["residual"])
-    return Call(**fields | {name: fields.get(name) or stored for name in ("out_dtype", "stream_dtype")})
+    for name in ("out_dtype", "stream_dtype"):
+        fields[name] = fields.get(name) or stored
+    return Call(**fields)
 
 
 def as_gradient(arguments: Iterable[Any]) -> tuple[Gradient, str]:
