@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch.fx import GraphModule
 
 from addnorm import AddNorm, add_norm, add_norm_stream
+from addnorm.backends import native
 
 from .support.calls import fresh, routes
 from .support.cases import EVERYTHING, build
@@ -194,6 +198,25 @@ def test_export_survives_a_file(tmp_path: Any) -> None:
     torch.testing.assert_close(
         torch.export.load(tmp_path / "block.pt2").module()(torch.ones(5, D)), module(torch.ones(5, D))
     )
+
+
+@pytest.mark.skipif(native.EXTENSION is None, reason=native.REASON)
+def test_a_graph_passes_only_what_is_not_at_its_default() -> None:
+    """Each argument in a compiled graph's call costs time at every call."""
+    seen: list[tuple[str, int]] = []
+
+    def look(graph: GraphModule, _: Any) -> Callable[..., Any]:
+        seen.extend((str(n.target), len(n.args)) for n in graph.graph.nodes if "addnorm" in str(n.target))
+        return make_boxed_func(graph.forward)
+
+    aot = aot_autograd(fw_compiler=look, bw_compiler=look)
+    plain = torch.compile(lambda x, r, w: add_norm(x, r, w), fullgraph=True, backend=aot)
+    plain(*leaves((3, D), (3, D), (D,))).sum().backward()
+    assert seen == [("addnorm.forward.default", 6), ("addnorm.backward.default", 6)]
+    seen.clear()
+    rms = torch.compile(lambda x, r: add_norm(x, r, norm="rms", eps=1e-6), fullgraph=True, backend=aot)
+    rms(torch.ones(3, D), torch.ones(3, D))
+    assert seen == [("addnorm.forward.default", 8)]
 
 
 def test_make_fx_records_one_operator() -> None:

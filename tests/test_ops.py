@@ -11,7 +11,7 @@ from torch import Tensor
 
 from addnorm import ops
 from addnorm.backends.native import EXTENSION
-from addnorm.call import OPERANDS, Call, describe
+from addnorm.call import OPERANDS, Call, Gradient, describe
 
 from .support.calls import routes
 from .support.cases import BF16, EVERYTHING, F16, F32, F64, Case, build, options
@@ -32,33 +32,39 @@ CASES = [
 TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
-def call_arguments(case: Case, *, requires_grad: bool = False) -> list[Any]:
+def call_of(case: Case, *, requires_grad: bool = False) -> Call:
     call = describe(**build(case).arguments)
     if requires_grad:
         leaves = {k: t.detach().requires_grad_() for k, t in call.operands.items() if t is not None}
         call = replace(call, **leaves)
-    return [getattr(call, f.name) for f in fields(Call)]
+    return call
+
+
+def forward_arguments(call: Call, keep_stream: bool, keep_stats: bool, backend: str) -> list[Any]:
+    given = {f.name: getattr(call, f.name) for f in fields(Call)}
+    switches = {"keep_stream": keep_stream, "keep_stats": keep_stats, "backend": backend}
+    return [(given | switches)[name] for name in ops.FORWARD_ARGUMENTS]
 
 
 def backward_arguments(case: Case, backend: str, needs: list[bool]) -> list[Any]:
     problem = build(case)
     call = describe(**problem.arguments)
-    forward = [getattr(call, f.name) for f in fields(Call)]
-    _, z, stats = torch.ops.addnorm.forward(*forward, True, True, backend)
-    kept = [call.weight, call.branch_bias, call.branch_scale, call.row_scale, call.seed]
-    settings = [call.norm, call.eps, call.residual_scale, call.dropout_p, call.weight_offset]
-    dtypes = [call.x.dtype, (call.x if call.residual is None else call.residual).dtype]
-    dtypes.append(call.out_dtype if call.bias is None else call.bias.dtype)
-    return [problem.dy, problem.ds, z, stats, call.x, *kept, *settings, *dtypes, needs]
+    _, z, stats = torch.ops.addnorm.forward(*forward_arguments(call, True, True, backend))
+    given = {f.name: getattr(call, f.name, None) for f in fields(Gradient)}
+    given |= {"dy": problem.dy, "ds": problem.ds, "z": z, "stats": stats, "needs": needs, "x_dtype": call.x.dtype}
+    given["residual_dtype"] = (call.x if call.residual is None else call.residual).dtype
+    given["bias_dtype"] = call.out_dtype if call.bias is None else call.bias.dtype
+    return [*given.values(), backend]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @named
 def test_opcheck_forward(backend: str, case: Case) -> None:
     op = torch.ops.addnorm.forward.default
-    torch.library.opcheck(op, (*call_arguments(case, requires_grad=True), True, True, backend), test_utils=TESTS)
+    recorded = forward_arguments(call_of(case, requires_grad=True), True, True, backend)
+    torch.library.opcheck(op, tuple(recorded), test_utils=TESTS)
     for keep_stream in (True, False):
-        arguments = (*call_arguments(case), keep_stream, False, backend)
+        arguments = tuple(forward_arguments(call_of(case), keep_stream, False, backend))
         torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -69,15 +75,15 @@ def test_opcheck_backward(backend: str, case: Case) -> None:
     op = torch.ops.addnorm.backward.default
     there = [t is not None for t in call.operands.values()]
     for needs in (there, [n and i % 2 == 0 for i, n in enumerate(there)]):
-        torch.library.opcheck(op, (*backward_arguments(case, backend, needs), backend), test_utils=TESTS)
+        torch.library.opcheck(op, tuple(backward_arguments(case, backend, needs)), test_utils=TESTS)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @named
 def test_opcheck_forward_out(backend: str, case: Case) -> None:
-    arguments = call_arguments(case)
-    x, out_dtype, stream_dtype = arguments[0], *arguments[-2:]
-    y, z = torch.empty(x.shape, dtype=out_dtype), torch.empty(x.shape, dtype=stream_dtype)
+    call = call_of(case)
+    arguments = [getattr(call, f.name) for f in fields(Call)]
+    y, z = torch.empty(call.x.shape, dtype=call.out_dtype), torch.empty(call.x.shape, dtype=call.stream_dtype)
     for stream_out in (z, None):
         torch.library.opcheck(
             torch.ops.addnorm.forward_out.default,
@@ -92,7 +98,7 @@ def test_opcheck_forward_out(backend: str, case: Case) -> None:
 def test_results_are_contiguous_and_as_the_fake_says(backend: str, case: Case) -> None:
     from torch._subclasses import FakeTensorMode
 
-    arguments = (*call_arguments(case), True, True, backend)
+    arguments = forward_arguments(call_of(case), True, True, backend)
     real = torch.ops.addnorm.forward(*arguments)
     with FakeTensorMode() as mode:
         fake = torch.ops.addnorm.forward(*[mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments])
@@ -104,8 +110,8 @@ def test_results_are_contiguous_and_as_the_fake_says(backend: str, case: Case) -
 @named
 def test_results_do_not_alias_arguments(backend: str) -> None:
     """Where z is x itself, the stream is still a tensor of its own."""
-    arguments = call_arguments(Case(residual=None))
-    _, z, _ = torch.ops.addnorm.forward(*arguments, True, False, backend)
+    arguments = forward_arguments(call_of(Case(residual=None)), True, False, backend)
+    _, z, _ = torch.ops.addnorm.forward(*arguments)
     assert z.data_ptr() != arguments[0].data_ptr()
     assert torch.equal(z, arguments[0])
 
@@ -114,7 +120,7 @@ def test_results_do_not_alias_arguments(backend: str) -> None:
 def test_backward_has_no_derivative_of_its_own_and_says_so(backend: str) -> None:
     arguments = backward_arguments(Case(), backend, [True] + [False] * (len(OPERANDS) - 1))
     arguments[0] = arguments[0].requires_grad_()
-    dx = torch.ops.addnorm.backward(*arguments, backend)[0]
+    dx = torch.ops.addnorm.backward(*arguments)[0]
     with pytest.raises(RuntimeError, match="create_graph=True"):
         dx.sum().backward()
 
@@ -122,18 +128,19 @@ def test_backward_has_no_derivative_of_its_own_and_says_so(backend: str) -> None
 @named
 def test_forward_without_what_the_backward_needs_says_so(backend: str) -> None:
     with pytest.raises(RuntimeError, match="keep_stats"):
-        torch.ops.addnorm.forward(*call_arguments(Case(), requires_grad=True), False, False, backend)
+        torch.ops.addnorm.forward(*forward_arguments(call_of(Case(), requires_grad=True), False, False, backend))
 
 
 @named
 def test_statistics_do_not_require_grad(backend: str) -> None:
-    y, z, stats = torch.ops.addnorm.forward(*call_arguments(Case(), requires_grad=True), True, True, backend)
+    call = call_of(Case(), requires_grad=True)
+    y, z, stats = torch.ops.addnorm.forward(*forward_arguments(call, True, True, backend))
     assert (y.requires_grad, z.requires_grad, stats.requires_grad) == (True, True, False)
 
 
 def test_schemas_list_the_fields_in_their_order() -> None:
     schema = torch.ops.addnorm.forward.default._schema
-    assert [a.name for a in schema.arguments] == [*ops.CALL_FIELDS, "keep_stream", "keep_stats", "backend"]
+    assert [a.name for a in schema.arguments] == list(ops.FORWARD_ARGUMENTS)
     schema = torch.ops.addnorm.backward.default._schema
     assert [a.name for a in schema.arguments] == [*ops.GRADIENT_FIELDS, "backend"]
     assert [r.name for r in schema.returns] == [f"d{name}" for name in OPERANDS]
@@ -162,6 +169,6 @@ def test_meta_tensors(case: Case) -> None:
     ],
 )
 def test_an_operator_called_by_hand_refuses_what_would_end_the_process(name: str, value: Any, reason: str) -> None:
-    given = dict(zip([f.name for f in fields(Call)], call_arguments(Case()), strict=True))
+    call = replace(call_of(Case()), **{name: value})
     with pytest.raises(RuntimeError, match=reason):
-        torch.ops.addnorm.forward(*(given | {name: value}).values(), False, False, "cpu")
+        torch.ops.addnorm.forward(*forward_arguments(call, False, False, "cpu"))

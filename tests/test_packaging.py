@@ -64,6 +64,24 @@ def test_everything_works_without_the_extension() -> None:
     assert done.stdout.startswith("eager takes this call")
 
 
+PYTHON_AUTOGRAD = """
+import sys
+sys.modules["addnorm._cpu_torch_{}"] = None
+import pytest
+chosen = "eager and (derivative or gradcheck or keeps or kept or unused or inference or non_leaf or needs)"
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", chosen, *sys.argv[1:]]))
+"""
+
+
+def test_the_autograd_in_python_stands_in_for_the_extension() -> None:
+    """The operators' own tests, where Python has their autograd."""
+    major, minor = torch.__version__.split(".")[:2]
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("ops", "autograd", "saved")]
+    code = PYTHON_AUTOGRAD.format(f"{major}_{minor}")
+    done = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]  # 5 where no test was chosen
+
+
 def test_metadata() -> None:
     meta = importlib.metadata.metadata("addnorm")
     assert meta["Version"] == addnorm.__version__

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from addnorm import add_norm, add_norm_stream
+from addnorm import add_norm, add_norm_stream, functional
+from addnorm.backends import native
 
 from .support.calls import routes
 
@@ -135,6 +137,14 @@ def test_profiler_shows_both_halves(backend: str | None) -> None:
     names = {event.key for event in profile.key_averages()}
     assert any("addnorm::forward" in name for name in names), sorted(names)
     assert any("addnorm::backward" in name for name in names), sorted(names)
+
+
+@pytest.mark.skipif(native.EXTENSION is None, reason=native.REASON)
+def test_autocast_does_not_close_the_short_way() -> None:
+    x, monitor = torch.ones(2, D, requires_grad=True), Mock(side_effect=functional.describe)
+    with patch.object(functional, "describe", monitor), torch.autocast("cpu"):
+        add_norm(x, x).sum().backward()
+    monitor.assert_not_called()
 
 
 @every_route

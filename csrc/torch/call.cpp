@@ -81,6 +81,18 @@ uint32_t dropout_threshold(double p) {
   return static_cast<uint32_t>(std::min(std::nearbyint(65536.0 * p), 65535.0));
 }
 
+Norm kernel_norm(const std::string& name) {
+  TORCH_CHECK(name == "layer" || name == "rms", "addnorm: there is no kernel for norm='", name, "'");
+  return name == "layer" ? Norm::layer : Norm::rms;
+}
+
+const char* kernel_name(Norm norm) { return norm == Norm::layer ? "layer" : "rms"; }
+
+uint64_t seed_value(const at::Tensor& seed) {
+  TORCH_CHECK(seed.numel() == 1, "addnorm: a seed is one number, got ", seed.numel());
+  return static_cast<uint64_t>(*seed.const_data_ptr<int64_t>());
+}
+
 Results forward(const Operands& operands, const Options& options, bool keep_stream, bool keep_stats,
                 const at::Tensor* out, const at::Tensor* stream_out) {
   const at::Tensor& x = *operands[kX];

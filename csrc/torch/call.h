@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "cpu/kernels.h"
 
@@ -57,6 +58,13 @@ Gradients backward(const Incoming& incoming, const Operands& operands, const Opt
 
 // min(round(65536 p), 65535), rounding halves to even as Python does.
 uint32_t dropout_threshold(double p);
+
+// The norm that a kernel has by this name, or an error.
+Norm kernel_norm(const std::string& name);
+const char* kernel_name(Norm norm);
+
+// A seed as the kernels take it, read from its tensor on the CPU.
+uint64_t seed_value(const at::Tensor& seed);
 
 // torch's own thread pool.
 const Runtime& torch_runtime();

@@ -62,8 +62,6 @@ Norm norm(PyObject* object) {
   refuse("norm 'layer' or 'rms'");
 }
 
-uint64_t seed_of(const at::Tensor* seed) { return seed == nullptr ? 0 : static_cast<uint64_t>(*seed->const_data_ptr<int64_t>()); }
-
 PyObject* wrap(at::Tensor tensor) {
   if (!tensor.defined()) Py_RETURN_NONE;
   return THPVariable_Wrap(std::move(tensor));
@@ -79,19 +77,28 @@ void expect_arguments(Py_ssize_t got, Py_ssize_t wanted) {
   if (got != wanted) refuse("another number of arguments");
 }
 
+// The arguments that forward and backward share, from norm on.
+Options read_options(PyObject* const* args, Operands& operands) {
+  Options options;
+  options.norm = norm(args[0]);
+  options.eps = number(args[1]);
+  options.dropout_p = number(args[2]);
+  if (const at::Tensor* seed = tensor_or_none(args[3])) options.seed = seed_value(*seed);
+  operands[kBranchBias] = tensor_or_none(args[4]);
+  operands[kBranchScale] = tensor_or_none(args[5]);
+  operands[kRowScale] = tensor_or_none(args[6]);
+  options.residual_scale = number(args[7]);
+  options.weight_offset = number(args[8]);
+  return options;
+}
+
 // forward(the fields of Call, keep_stream, keep_stats, out, stream_out) -> (y, z | None, stats | None)
 PyObject* py_forward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   expect_arguments(count, 19);
   Operands operands{};
-  for (size_t i = 0; i < kOperands; ++i) operands[i] = tensor_or_none(args[i]);
-  Options options;
-  options.seed = seed_of(tensor_or_none(args[7]));
-  options.norm = norm(args[8]);
-  options.eps = number(args[9]);
-  options.residual_scale = number(args[10]);
-  options.dropout_p = number(args[11]);
-  options.weight_offset = number(args[12]);
+  for (const Operand i : {kX, kResidual, kWeight, kBias}) operands[i] = tensor_or_none(args[i]);
+  Options options = read_options(args + 4, operands);
   options.out_dtype = dtype(args[13]);
   options.stream_dtype = dtype(args[14]);
   const bool keep_stream = args[15] == Py_True, keep_stats = args[16] == Py_True;
@@ -112,20 +119,11 @@ PyObject* py_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const Incoming incoming{tensor_or_none(args[0]), tensor_or_none(args[1]), tensor_or_none(args[2]),
                           tensor_or_none(args[3])};
   Operands operands{};
-  operands[kX] = tensor_or_none(args[4]);
   operands[kWeight] = tensor_or_none(args[5]);
-  operands[kBranchBias] = tensor_or_none(args[6]);
-  operands[kBranchScale] = tensor_or_none(args[7]);
-  operands[kRowScale] = tensor_or_none(args[8]);
-  Options options;
-  options.seed = seed_of(tensor_or_none(args[9]));
-  options.norm = norm(args[10]);
-  options.eps = number(args[11]);
-  options.residual_scale = number(args[12]);
-  options.dropout_p = number(args[13]);
-  options.weight_offset = number(args[14]);
-  const GradientTypes types{dtype(args[15]), dtype(args[16]), dtype(args[17])};
-  const THPObjectPtr asked(PySequence_Fast(args[18], "addnorm: expected a sequence of bools"));
+  const Options options = read_options(args + 6, operands);
+  operands[kX] = tensor_or_none(args[15]);
+  const GradientTypes types{dtype(args[16]), dtype(args[17]), dtype(args[18])};
+  const THPObjectPtr asked(PySequence_Fast(args[4], "addnorm: expected a sequence of bools"));
   if (!asked) throw python_error();
   if (PySequence_Fast_GET_SIZE(asked.get()) != kOperands) refuse("7 bools");
   std::array<bool, kOperands> needs;

@@ -1,5 +1,6 @@
 #include "node.h"
 
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/record_function.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <c10/core/GradMode.h>
@@ -10,11 +11,11 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/object_ptr.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <mutex>
-#include <type_traits>
 
 #include "plain.h"
 
@@ -27,31 +28,22 @@ using torch::autograd::variable_list;
 
 PyObject* reference_backward = nullptr;
 
-// How this torch holds its nodes: by shared_ptr up to 2.12, by intrusive_ptr since.
-using NodePointer = decltype(torch::autograd::Edge::function);
-
-template <class T>
-auto make_node() {
-  if constexpr (std::is_same_v<NodePointer, std::shared_ptr<Node>>) {
-    return std::make_shared<T>();
-  } else {
-    return c10::make_intrusive<T>();
-  }
-}
-
-// Whether z = x bit for bit, so that x itself can be kept.
-bool stream_is_x(const Operands& operands, const Options& options) {
-  return operands[kResidual] == nullptr && operands[kBranchBias] == nullptr && operands[kBranchScale] == nullptr &&
-         operands[kRowScale] == nullptr && !options.branch_factor && options.dropout_p == 0 &&
-         options.stream_dtype == operands[kX]->scalar_type();
+// Whether a gradient is batched or has a tangent, which no kernel knows of.
+bool is_transformed(const at::Tensor* t) {
+  using c10::DispatchKey;
+  constexpr c10::DispatchKeySet transforms({DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper, DispatchKey::Batched});
+  if (t == nullptr) return false;
+  const auto* meta = torch::autograd::impl::get_autograd_meta(*t);
+  return t->key_set().has_any(transforms) || (meta != nullptr && meta->fw_grad_ != nullptr);
 }
 
 struct AddNormBackward : public Node {
-  Options options;
+  Settings settings;  // without the seed, which `seed` keeps where it is a tensor
   GradientTypes types;
   bool has_residual = false;
+  bool has_seed = false;
   bool z_is_x = false;
-  SavedVariable z, stats;
+  SavedVariable z, stats, seed;
   std::array<SavedVariable, kOperands> saved;  // x only for the gradient of a scale; never residual or bias
   std::array<bool, kOperands> is_saved{};
   std::mutex released;
@@ -60,13 +52,13 @@ struct AddNormBackward : public Node {
 
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(released);
-    z.reset_data();
-    stats.reset_data();
+    for (SavedVariable* variable : {&z, &stats, &seed}) variable->reset_data();
     for (auto& variable : saved) variable.reset_data();
   }
 
   // dx and dresidual are one tensor where z is a plain sum.
   bool dx_is_dresidual() const {
+    const Options& options = settings.options;
     return has_residual && !is_saved[kBranchScale] && !is_saved[kRowScale] && !options.branch_factor &&
            options.dropout_p == 0 && options.residual_scale == 1 && types.x == types.residual;
   }
@@ -77,63 +69,97 @@ struct AddNormBackward : public Node {
     variable_list results(kOperands);
     if (!dy.defined() && !ds.defined()) return results;
 
-    at::Tensor kept_z, kept_stats;
+    at::Tensor kept_z, kept_stats, kept_seed;
     std::array<at::Tensor, kOperands> kept;
-    Operands operands{};
-    std::array<bool, kOperands> needs{};
+    BackwardArguments call{{dy.defined() ? &dy : nullptr, ds.defined() ? &ds : nullptr, &kept_z, &kept_stats}, {}, {}, settings, types};
     {
       const std::lock_guard<std::mutex> lock(released);
       kept_z = z_is_x ? z.unpack() : z.unpack(getptr());
       kept_stats = stats.unpack();
+      if (has_seed) {
+        kept_seed = seed.unpack();
+        call.settings.seed = &kept_seed;
+      }
       for (size_t i = 0; i < kOperands; ++i) {
-        needs[i] = task_should_compute_output(i);
+        call.needs[i] = task_should_compute_output(i);
         if (!is_saved[i]) continue;
         kept[i] = saved[i].unpack();
-        operands[i] = &kept[i];
+        call.operands[i] = &kept[i];
       }
     }
-    const bool shared = needs[kX] && needs[kResidual] && dx_is_dresidual();
-    if (shared) needs[kX] = false;
-
-    const bool plain = !c10::GradMode::is_enabled() && is_plain_or_undefined(dy) && is_plain_or_undefined(ds) &&
-                       is_plain(kept_z) && is_plain(kept_stats);
-    const Incoming gradients{dy.defined() ? &dy : nullptr, ds.defined() ? &ds : nullptr, &kept_z, &kept_stats};
-    RECORD_FUNCTION("addnorm::backward", c10::ArrayRef<const c10::IValue>{});
-    Gradients grads = plain ? backward(gradients, operands, options, types, needs)
-                            : differentiable(gradients, operands, needs);
+    const bool shared = call.needs[kX] && call.needs[kResidual] && dx_is_dresidual();
+    if (shared) call.needs[kX] = false;
+    Gradients grads = gradients(call);
     if (shared) grads[kX] = grads[kResidual];
     std::move(grads.begin(), grads.end(), results.begin());
     return results;
   }
 
-  // The same through the reference in Python, which is made of operations that differentiate and batch.
-  Gradients differentiable(const Incoming& incoming, const Operands& operands,
-                           const std::array<bool, kOperands>& needs) const {
-    const py::gil_scoped_acquire gil;
+  // Straight to the kernels where nothing stands in the way, else through the dispatcher, which records where it is traced; where
+  // the gradients are themselves differentiated, through the reference in Python.
+  static Gradients gradients(BackwardArguments& call) {
+    const Incoming& in = call.incoming;
+    const bool transformed = is_transformed(in.dy) || is_transformed(in.ds);
+    if (c10::GradMode::is_enabled() || transformed) return from_python(call);
+    const bool plain = call.settings.for_cpu_kernels() && is_plain_thread() && is_plain(*in.z) && is_plain(*in.stats) &&
+                       (in.dy == nullptr || is_plain(*in.dy)) && (in.ds == nullptr || is_plain(*in.ds));
+    if (!plain) return from_dispatcher(call);
+    RECORD_FUNCTION("addnorm::backward", c10::ArrayRef<const c10::IValue>{});
+    Options& options = call.settings.options;
+    options.norm = kernel_norm(call.settings.norm);
+    if (call.settings.seed != nullptr) options.seed = seed_value(*call.settings.seed);
+    return backward(in, call.operands, options, call.types, call.needs);
+  }
+
+  static Gradients from_dispatcher(const BackwardArguments& call) {
+    static const c10::OperatorHandle op = c10::Dispatcher::singleton().findSchemaOrThrow("addnorm::backward", "");
+    const Numbers numbers(call);
+    Stack stack = as_stack(numbers.call);
+    op.callBoxed(stack);
+    Gradients grads;
+    for (size_t i = 0; i < kOperands; ++i) {
+      if (call.needs[i]) grads[i] = stack[i].toTensor();
+    }
+    return grads;
+  }
+
+  static Gradients from_python(const BackwardArguments& call) {
     TORCH_CHECK(reference_backward != nullptr, "addnorm: the reference backward is not registered");
-    const auto tensor = [](const at::Tensor* t) -> py::object {
-      return t == nullptr ? py::none() : py::reinterpret_steal<py::object>(THPVariable_Wrap(*t));
-    };
-    const auto dtype = [](at::ScalarType type) {
-      return py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(torch::getTHPDtype(type)));
-    };
-    at::Tensor factor, seed;
-    if (options.branch_factor) factor = at::scalar_tensor(*options.branch_factor, at::kDouble);
-    if (options.dropout_p > 0) seed = at::scalar_tensor(static_cast<int64_t>(options.seed), at::kLong);
-    const py::object grads = py::reinterpret_borrow<py::object>(reference_backward)(
-        tensor(incoming.dy), tensor(incoming.ds), tensor(incoming.z), tensor(incoming.stats), tensor(operands[kX]),
-        tensor(operands[kWeight]), tensor(operands[kBranchBias]),
-        options.branch_factor ? tensor(&factor) : tensor(operands[kBranchScale]), tensor(operands[kRowScale]),
-        seed.defined() ? tensor(&seed) : py::none(),
-        options.norm == Norm::layer ? "layer" : "rms", options.eps, options.residual_scale, options.dropout_p,
-        options.weight_offset, dtype(types.x), dtype(types.residual), dtype(types.bias), py::cast(needs));
+    const Numbers numbers(call);
+    Stack stack = as_stack(numbers.call);
+    const py::gil_scoped_acquire gil;
+    py::tuple arguments(stack.size());
+    for (size_t i = 0; i < stack.size(); ++i) {
+      const bool is_dtype = stack[i].isInt();
+      arguments[i] = is_dtype ? py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(
+                                    torch::getTHPDtype(stack[i].toScalarType())))
+                              : torch::jit::toPyObject(stack[i]);
+    }
+    const py::tuple grads = py::reinterpret_borrow<py::object>(reference_backward)(*arguments);
     Gradients results;
     for (size_t i = 0; i < kOperands; ++i) {
-      const py::object grad = grads[py::int_(i)];
+      const py::object grad = grads[i];
       if (!grad.is_none()) results[i] = THPVariable_Unpack(grad.ptr());
     }
     return results;
   }
+
+  // The call with what the short way has as numbers, branch_scale and the seed, as tensors.
+  struct Numbers {
+    explicit Numbers(const BackwardArguments& given) : call(given) {
+      const Options& options = given.settings.options;
+      if (options.branch_factor) {
+        factor = at::scalar_tensor(*options.branch_factor, at::kDouble);
+        call.operands[kBranchScale] = &factor;
+      }
+      if (options.dropout_p > 0 && given.settings.seed == nullptr) {
+        seed = at::scalar_tensor(static_cast<int64_t>(options.seed), at::kLong);
+        call.settings.seed = &seed;
+      }
+    }
+    BackwardArguments call;
+    at::Tensor factor, seed;
+  };
 };
 
 variable_list as_list(const Operands& operands) {
@@ -151,17 +177,21 @@ bool wants_gradient(const Operands& operands) {
                      [](const at::Tensor* t) { return t != nullptr && t->requires_grad(); });
 }
 
-Results forward_recorded(const Operands& operands, const Options& options, bool stream) {
-  const bool z_is_x = !stream && stream_is_x(operands, options);
+bool stream_is_x(const Operands& operands, const Options& options) {
+  return operands[kResidual] == nullptr && operands[kBranchBias] == nullptr && operands[kBranchScale] == nullptr &&
+         operands[kRowScale] == nullptr && !options.branch_factor && options.dropout_p == 0 &&
+         options.stream_dtype == operands[kX]->scalar_type();
+}
+
+void record(const Operands& operands, const Settings& settings, const Results& results, bool z_is_x) {
   auto node = make_node<AddNormBackward>();
   node->set_next_edges(torch::autograd::collect_next_edges(as_list(operands)));
-  Results results = forward(operands, options, !z_is_x, true);
-
-  node->options = options;
+  node->settings = settings;
+  node->settings.seed = nullptr;
   node->has_residual = operands[kResidual] != nullptr;
   node->types.x = operands[kX]->scalar_type();
   node->types.residual = node->has_residual ? operands[kResidual]->scalar_type() : node->types.x;
-  node->types.bias = operands[kBias] != nullptr ? operands[kBias]->scalar_type() : options.out_dtype;
+  node->types.bias = operands[kBias] != nullptr ? operands[kBias]->scalar_type() : settings.options.out_dtype;
   node->z_is_x = z_is_x;
   const bool wants_x = (operands[kBranchScale] != nullptr && operands[kBranchScale]->requires_grad()) ||
                        (operands[kRowScale] != nullptr && operands[kRowScale]->requires_grad());
@@ -170,19 +200,25 @@ Results forward_recorded(const Operands& operands, const Options& options, bool 
     if (node->is_saved[i]) node->saved[i] = SavedVariable(*operands[i], false);
   };
   save(kX, wants_x);
-  save(kWeight, true);
-  save(kBranchBias, true);
-  save(kBranchScale, true);
-  save(kRowScale, true);
+  for (const Operand i : {kWeight, kBranchBias, kBranchScale, kRowScale}) save(i, true);
+  node->has_seed = settings.seed != nullptr;
+  if (node->has_seed) node->seed = SavedVariable(*settings.seed, false);
 
-  torch::autograd::set_history(results.y, node);
+  at::Tensor y = results.y, z = results.z;
+  torch::autograd::set_history(y, node);
   if (z_is_x) {
     node->z = SavedVariable(*operands[kX], false);
   } else {
-    torch::autograd::set_history(results.z, node);
-    node->z = SavedVariable(results.z, true);
+    torch::autograd::set_history(z, node);
+    node->z = SavedVariable(z, true);
   }
   node->stats = SavedVariable(results.stats, false);
+}
+
+Results forward_recorded(const Operands& operands, const Options& options, bool stream) {
+  const bool z_is_x = !stream && stream_is_x(operands, options);
+  Results results = forward(operands, options, !z_is_x, true);
+  record(operands, {kernel_name(options.norm), std::nullopt, nullptr, options}, results, z_is_x);
   return results;
 }
 

@@ -1,70 +1,42 @@
-// addnorm::forward and addnorm::backward for the dispatcher's CPU key: what a compiled graph calls, with no Python in between.
+// addnorm::forward and addnorm::backward as the dispatcher calls them, with no Python in between: their autograd on every device, and
+// the kernels of the CPU. What compiled graphs run.
 //
 // ops.py defines the operators and implements them in Python for every other key; a call that names another backend goes there too.
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/core/stack.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
-#include <string>
+#include <algorithm>
 #include <utility>
 
+#include "arguments.h"
 #include "call.h"
+#include "node.h"
 
 namespace addnorm {
 namespace {
 
-using torch::jit::Stack;
-
-// The last arguments on a stack, one after the other. They are checked as far as a wrong one would end the process: the operators are
-// public, where add_norm checks all and says more.
-class Arguments {
- public:
-  Arguments(const Stack& stack, size_t count) : next_(stack.end() - static_cast<std::ptrdiff_t>(count)) {}
-
-  const at::Tensor* tensor() {
-    const c10::IValue& value = *next_++;
-    if (value.isNone()) return nullptr;
-    const at::Tensor& t = value.toTensor();
-    TORCH_CHECK(is_supported(t.scalar_type()), "addnorm: there is no kernel for ", t.scalar_type());
-    return &t;
+// The operators are public, where add_norm checks all and says more: they check what would end the process.
+void check_operands(const Operands& operands) {
+  for (const at::Tensor* t : operands) {
+    TORCH_CHECK(t == nullptr || is_supported(t->scalar_type()), "addnorm: there is no kernel for ", t->scalar_type());
   }
-  double number() { return (next_++)->toDouble(); }
-  bool flag() { return (next_++)->toBool(); }
-  at::ScalarType dtype() {
-    const at::ScalarType type = (next_++)->toScalarType();
+}
+
+Options kernel_options(const Settings& settings) {
+  Options options = settings.options;
+  options.norm = kernel_norm(settings.norm);
+  if (settings.seed != nullptr) options.seed = seed_value(*settings.seed);
+  TORCH_CHECK(settings.seed != nullptr || options.dropout_p == 0, "addnorm: dropout needs a seed");
+  for (const at::ScalarType type : {options.out_dtype, options.stream_dtype}) {
     TORCH_CHECK(is_supported(type), "addnorm: there is no kernel for ", type);
-    return type;
   }
-  Norm norm() {
-    const std::string& name = (next_++)->toStringRef();
-    TORCH_CHECK(name == "layer" || name == "rms", "addnorm: there is no kernel for norm='", name, "'");
-    return name == "layer" ? Norm::layer : Norm::rms;
-  }
-  uint64_t seed() {
-    const c10::IValue& value = *next_++;
-    has_seed_ = !value.isNone();
-    return has_seed_ ? static_cast<uint64_t>(*value.toTensor().const_data_ptr<int64_t>()) : 0;
-  }
-  // What the forward and the backward share, from the seed on.
-  Options options() {
-    Options options;
-    options.seed = seed();
-    options.norm = norm();
-    options.eps = number();
-    options.residual_scale = number();
-    options.dropout_p = number();
-    options.weight_offset = number();
-    TORCH_CHECK(has_seed_ || options.dropout_p == 0, "addnorm: dropout needs a seed");
-    return options;
-  }
-  c10::List<bool> flags() { return (next_++)->toBoolList(); }
-
- private:
-  Stack::const_iterator next_;
-  bool has_seed_ = false;
-};
+  return options;
+}
 
 template <size_t N>
 void give(Stack* stack, size_t arguments, std::array<at::Tensor, N> results, at::ScalarType dtype) {
@@ -78,50 +50,94 @@ void in_python(const char* name, Stack* stack) {
   c10::Dispatcher::singleton().findSchemaOrThrow(name, "").callBoxed(stack);
 }
 
-// forward(the fields of Call, keep_stream, keep_stats, backend)
-void dispatch_forward(const c10::OperatorHandle& op, Stack* stack) {
-  if (stack->back().toStringRef() != "cpu") return in_python("addnorm::_forward", stack);
+void cpu_forward(const c10::OperatorHandle& op, Stack* stack) {
   const size_t count = op.schema().arguments().size();
-  Arguments next(*stack, count);
-  Operands operands{};
-  for (const at::Tensor*& operand : operands) operand = next.tensor();
-  TORCH_CHECK(operands[kX]->dim() > 0, "addnorm: x has no dimension to normalise over");
-  Options options = next.options();
-  options.out_dtype = next.dtype();
-  options.stream_dtype = next.dtype();
-  const bool keep_stream = next.flag(), keep_stats = next.flag();
-  Results results = forward(operands, options, keep_stream, keep_stats);
+  const ForwardArguments call = forward_arguments(*stack, count);
+  if (!call.settings.for_cpu_kernels()) return in_python("addnorm::_forward", stack);
+  check_operands(call.operands);
+  TORCH_CHECK(call.operands[kX]->dim() > 0, "addnorm: x has no dimension to normalise over");
+  const Options options = kernel_options(call.settings);
+  Results results = forward(call.operands, options, call.keep_stream, call.keep_stats);
   give<3>(stack, count, {std::move(results.y), std::move(results.z), std::move(results.stats)}, options.out_dtype);
 }
 
-// backward(the fields of Gradient, backend)
-void dispatch_backward(const c10::OperatorHandle& op, Stack* stack) {
-  if (stack->back().toStringRef() != "cpu") return in_python("addnorm::_backward", stack);
+void cpu_backward(const c10::OperatorHandle& op, Stack* stack) {
   const size_t count = op.schema().arguments().size();
-  Arguments next(*stack, count);
-  Incoming incoming;
-  for (const at::Tensor** t : {&incoming.dy, &incoming.ds, &incoming.z, &incoming.stats}) *t = next.tensor();
-  Operands operands{};
-  for (const Operand i : {kX, kWeight, kBranchBias, kBranchScale, kRowScale}) operands[i] = next.tensor();
-  Options options = next.options();
-  GradientTypes types;
-  for (at::ScalarType* type : {&types.x, &types.residual, &types.bias}) *type = next.dtype();
-  const c10::List<bool> asked = next.flags();
-  TORCH_CHECK(asked.size() == kOperands, "addnorm: needs must be ", kOperands, " bools, got ", asked.size());
-  std::array<bool, kOperands> needs;
-  for (size_t i = 0; i < kOperands; ++i) needs[i] = asked[i];
-  for (const Operand i : {kWeight, kBranchBias, kBranchScale, kRowScale}) {
-    TORCH_CHECK(!needs[i] || operands[i] != nullptr, "addnorm: a gradient is asked for of an operand that is not given");
+  const BackwardArguments call = backward_arguments(*stack, count);
+  if (!call.settings.for_cpu_kernels()) return in_python("addnorm::_backward", stack);
+  check_operands(call.operands);
+  for (const at::Tensor* t : {call.incoming.dy, call.incoming.ds, call.incoming.z, call.incoming.stats}) {
+    TORCH_CHECK(t == nullptr || is_supported(t->scalar_type()), "addnorm: there is no kernel for ", t->scalar_type());
   }
-  Gradients grads = backward(incoming, operands, options, types, needs);
-  const at::ScalarType like = incoming.z->scalar_type();  // before the stack lets go of z
+  for (const Operand i : {kWeight, kBranchBias, kBranchScale, kRowScale}) {
+    TORCH_CHECK(!call.needs[i] || call.operands[i] != nullptr,
+                "addnorm: a gradient is asked for of an operand that is not given");
+  }
+  for (const at::ScalarType type : {call.types.x, call.types.residual, call.types.bias}) {
+    TORCH_CHECK(is_supported(type), "addnorm: there is no kernel for ", type);
+  }
+  Gradients grads = backward(call.incoming, call.operands, kernel_options(call.settings), call.types, call.needs);
+  const at::ScalarType like = call.incoming.z->scalar_type();  // before the stack lets go of z
   give<kOperands>(stack, count, std::move(grads), like);
+}
+
+void below_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
+}
+
+// Whether autograd would record a call with the last `count` values of a stack as its arguments.
+bool wants_gradient(const Stack& stack, size_t count) {
+  if (!c10::GradMode::is_enabled()) return false;
+  const auto arguments = torch::jit::last(stack, count);
+  return std::any_of(arguments.begin(), arguments.end(),
+                     [](const c10::IValue& value) { return value.isTensor() && value.toTensor().requires_grad(); });
+}
+
+void autograd_forward(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  const size_t count = op.schema().arguments().size();
+  if (!wants_gradient(*stack, count)) return below_autograd(op, keys, stack);
+  const Stack arguments(stack->end() - static_cast<std::ptrdiff_t>(count), stack->end());  // outlives the call
+  const ForwardArguments call = forward_arguments(arguments, count);
+  const bool z_is_x = !call.keep_stream && stream_is_x(call.operands, call.settings.options);
+  TORCH_CHECK(call.keep_stats && (call.keep_stream || z_is_x),
+              "addnorm::forward keeps what its backward needs only with keep_stats and keep_stream");
+  below_autograd(op, keys, stack);
+  const auto result = [&](size_t i) { return torch::jit::peek(*stack, i, 3).toTensor(); };
+  record(call.operands, call.settings, {result(0), result(1), result(2)}, z_is_x);
+}
+
+void autograd_backward(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  const size_t count = op.schema().arguments().size();
+  if (!wants_gradient(*stack, count)) return below_autograd(op, keys, stack);
+  torch::autograd::variable_list tensors;
+  for (const c10::IValue& argument : torch::jit::last(*stack, count)) {
+    if (argument.isTensor()) tensors.push_back(argument.toTensor());
+  }
+  below_autograd(op, keys, stack);
+  const auto node = make_node<torch::autograd::Error>(
+      "addnorm::backward has no derivative of its own: differentiate addnorm.add_norm with create_graph=True",
+      torch::autograd::collect_next_edges(tensors));
+  for (size_t i = 0; i < kOperands; ++i) {
+    at::Tensor grad = torch::jit::peek(*stack, i, kOperands).toTensor();
+    torch::autograd::set_history(grad, node);
+  }
+}
+
+template <auto kernel>
+torch::CppFunction boxed() {
+  return torch::CppFunction::makeFromBoxedFunction<kernel>();
 }
 
 }  // namespace
 }  // namespace addnorm
 
 TORCH_LIBRARY_IMPL(addnorm, CPU, m) {
-  m.impl("forward", torch::CppFunction::makeFromBoxedFunction<&addnorm::dispatch_forward>());
-  m.impl("backward", torch::CppFunction::makeFromBoxedFunction<&addnorm::dispatch_backward>());
+  m.impl("forward", addnorm::boxed<&addnorm::cpu_forward>());
+  m.impl("backward", addnorm::boxed<&addnorm::cpu_backward>());
+}
+
+TORCH_LIBRARY_IMPL(addnorm, Autograd, m) {
+  m.impl("forward", addnorm::boxed<&addnorm::autograd_forward>());
+  m.impl("backward", addnorm::boxed<&addnorm::autograd_backward>());
 }

@@ -29,13 +29,13 @@ inline bool is_plain(const at::Tensor& t) {
 
 inline bool is_plain_or_undefined(const at::Tensor& t) { return !t.defined() || is_plain(t); }
 
-// Whether this thread runs as it does by default: no mode, transform, tracing or autocast.
+// Whether this thread runs as it does by default: no mode, transform or tracing. On the CPU autocast changes no norm.
 inline bool is_plain_thread() {
   using c10::DispatchKey;
   constexpr c10::DispatchKeySet included({DispatchKey::BackendSelect, DispatchKey::ADInplaceOrView});
   const auto keys = c10::impl::tls_local_dispatch_key_set();
   const bool below_autograd = keys.excluded_.has(DispatchKey::AutogradCPU) && !c10::InferenceMode::is_enabled();
-  return within(keys.included_, included) && keys.excluded_.has(DispatchKey::AutocastCPU) && !below_autograd &&
+  return within(keys.included_, included) && !below_autograd &&
          !at::impl::torch_function_mode_enabled();
 }
 

@@ -20,7 +20,7 @@ SEED_LIMIT = 2**63
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A forward call. The fields are the arguments of ``addnorm::forward``, in its order.
+    """A forward call. The fields are arguments of ``addnorm::forward``, in its order.
 
     ``dropout_p`` is 0 where dropout is off; ``seed`` is then None. ``row_scale`` has the shape
     ``x.shape[:-1]`` and ``branch_scale`` is a tensor, 0-d or ``(d,)``.
@@ -30,14 +30,14 @@ class Call:
     residual: Tensor | None = None
     weight: Tensor | None = None
     bias: Tensor | None = None
+    norm: Any = "layer"  # a name, or a policy object (norms/base.py)
+    eps: float = 1e-5
+    dropout_p: float = 0.0
+    seed: Tensor | None = None
     branch_bias: Tensor | None = None
     branch_scale: Tensor | None = None
     row_scale: Tensor | None = None
-    seed: Tensor | None = None
-    norm: Any = "layer"  # a name, or a policy object (norms/base.py)
-    eps: float = 1e-5
     residual_scale: float = 1.0
-    dropout_p: float = 0.0
     weight_offset: float = 0.0
     out_dtype: torch.dtype
     stream_dtype: torch.dtype
@@ -68,7 +68,7 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Gradient:
-    """A backward call. The fields are the arguments of ``addnorm::backward``, in its order.
+    """A backward call. The fields are arguments of ``addnorm::backward``, in its order.
 
     ``dy`` and ``ds`` are the gradients of y and of the stream; None means zero. ``z`` is the stream as
     stored, ``x`` is there where the gradient of a scale is needed. ``needs`` says which of `OPERANDS`
@@ -79,21 +79,21 @@ class Gradient:
     ds: Tensor | None
     z: Tensor
     stats: Tensor
-    x: Tensor | None = None
+    needs: Sequence[bool]
     weight: Tensor | None = None
+    norm: str = "layer"
+    eps: float = 1e-5
+    dropout_p: float = 0.0
+    seed: Tensor | None = None
     branch_bias: Tensor | None = None
     branch_scale: Tensor | None = None
     row_scale: Tensor | None = None
-    seed: Tensor | None = None
-    norm: str
-    eps: float
-    residual_scale: float
-    dropout_p: float
-    weight_offset: float
+    residual_scale: float = 1.0
+    weight_offset: float = 0.0
+    x: Tensor | None = None
     x_dtype: torch.dtype
     residual_dtype: torch.dtype
     bias_dtype: torch.dtype
-    needs: Sequence[bool]
 
     @property
     def needed(self) -> dict[str, bool]:
@@ -148,7 +148,7 @@ def describe(
     check_probability("dropout_p", dropout_p)
     if weight_offset != 0 and weight is None:
         raise ValueError(f"weight_offset={weight_offset} is added to weight, but weight is None")
-    stored = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    stored = stored_dtype(x, residual)
     for name, dtype in (("out_dtype", out_dtype), ("stream_dtype", stream_dtype)):
         check_dtype(name, dtype)
     check_seed(seed, x)
@@ -174,6 +174,11 @@ def describe(
         return call
     factor = torch.full((), branch_scale, dtype=call.compute_dtype, device=x.device)
     return replace(call, branch_scale=factor)
+
+
+def stored_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
+    """The dtype of x + residual, which y and the stream have unless another is asked for."""
+    return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
+from typing import Any
 
 Function = Callable[[], object]
 Timer = Callable[[], float]
@@ -18,7 +19,16 @@ MOST_CALLS = 100_000  # in a batch, for a clock that stands still
 FEWEST = 5  # rounds that are made whatever `budget` says
 
 
-def interleaved(
+def interleaved(functions: dict[str, Function], **how: Any) -> dict[str, float]:
+    """Median seconds per call of each function; the arguments are those of `samples`.
+
+    >>> sorted(interleaved({"sum": lambda: sum(range(100)), "nothing": lambda: None}, rounds=3))
+    ['nothing', 'sum']
+    """
+    return {name: median(taken) for name, taken in samples(functions, **how).items()}
+
+
+def samples(
     functions: dict[str, Function],
     *,
     rounds: int,
@@ -27,8 +37,8 @@ def interleaved(
     progress: Callable[[], object] | None = None,
     timer: Timer = time.perf_counter,
     pause: Callable[[float], object] = time.sleep,
-) -> dict[str, float]:
-    """Median seconds per call of each function.
+) -> dict[str, list[float]]:
+    """Seconds per call of each function, one number a round.
 
     A sample is a batch of calls that lasts at least `SAMPLE`. A round takes one sample of each function, each round
     starting with another one, so that none always follows the same neighbour. Results are dropped at once, and
@@ -41,14 +51,11 @@ def interleaved(
         budget: No new round begins after this many seconds, `FEWEST` rounds aside.
         progress: Called after each round.
         timer, pause: The clock, for tests.
-
-    >>> sorted(interleaved({"sum": lambda: sum(range(100)), "nothing": lambda: None}, rounds=3))
-    ['nothing', 'sum']
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     names = list(functions)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    found: dict[str, list[float]] = {name: [] for name in names}
     with no_collection():
         batches = {name: batch_size(functions[name], warmup, timer) for name in names}
         start = timer()
@@ -59,10 +66,10 @@ def interleaved(
                 pause(SETTLE)
                 if batches[name] > 1:
                     functions[name]()  # wakes its threads and brings its data back into the caches
-                samples[name].append(sample(functions[name], batches[name], timer))
+                found[name].append(sample(functions[name], batches[name], timer))
             if progress is not None:
                 progress()
-    return {name: median(taken) for name, taken in samples.items()}
+    return found
 
 
 def batch_size(function: Function, warmup: int, timer: Timer) -> int:

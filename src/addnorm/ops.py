@@ -1,9 +1,13 @@
 """The operators ``addnorm::forward``, ``addnorm::forward_out`` and ``addnorm::backward``.
 
-``_forward`` and ``_backward`` are the same in Python, on the CPU too.
-
 The only file that speaks to torch.library: schemas, fake kernels, autograd. The arguments of an operator are
-the fields of `Call` and `Gradient`, in their order. Results that are not asked for are empty tensors.
+the fields of `Call` and `Gradient`, in their order, and a few switches. What most calls leave at its default comes
+last: torch drops such arguments from the graphs it traces, and each that a graph passes costs it about a third of a
+microsecond. Results that are not asked for are empty tensors.
+
+The extension has the autograd of the operators (csrc/torch/node.cpp) and their kernels for the CPU, without Python
+(csrc/torch/operators.cpp). What is not its own it hands to ``_forward`` and ``_backward``, the same in Python. Where
+it is not built, Python has the autograd as well.
 """
 
 from __future__ import annotations
@@ -15,66 +19,92 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backends import BACKENDS, native
-from .call import CALL_FIELDS, GRADIENT_FIELDS, OPERANDS, Call, Gradient
+from .backends import BACKENDS, KERNELS, native
+from .call import CALL_FIELDS, GRADIENT_FIELDS, OPERANDS, Call, Gradient, stored_dtype
 from .norms import NORMS
 
-CALL = """Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? branch_bias, Tensor? branch_scale,
-    Tensor? row_scale, Tensor? seed, str norm, float eps, float residual_scale, float dropout_p,
-    float weight_offset, ScalarType out_dtype, ScalarType stream_dtype"""
-GRADIENT = """Tensor? dy, Tensor? ds, Tensor z, Tensor stats, Tensor? x, Tensor? weight, Tensor? branch_bias,
-    Tensor? branch_scale, Tensor? row_scale, Tensor? seed, str norm, float eps, float residual_scale,
-    float dropout_p, float weight_offset, ScalarType x_dtype, ScalarType residual_dtype, ScalarType bias_dtype,
-    bool[] needs"""
+OPTIONS = """str norm="layer", float eps=1e-5, float dropout_p=0.0, Tensor? seed=None, Tensor? branch_bias=None,
+    Tensor? branch_scale=None, Tensor? row_scale=None, float residual_scale=1.0, float weight_offset=0.0"""
+CALL = "Tensor x, Tensor? residual, Tensor? weight, Tensor? bias"
+DTYPES = "ScalarType? out_dtype=None, ScalarType? stream_dtype=None"  # None: of x + residual
+GRADIENT = "Tensor? dy, Tensor? ds, Tensor z, Tensor stats, bool[] needs, Tensor? weight"
+KEPT = "Tensor? x=None, ScalarType? x_dtype=None, ScalarType? residual_dtype=None, ScalarType? bias_dtype=None"
+BACKEND = "str? backend=None"  # None: the kernels of x's device
 
-FORWARD = f"({CALL}, bool keep_stream, bool keep_stats, str backend) -> (Tensor y, Tensor stream, Tensor stats)"
-BACKWARD = f"({GRADIENT}, str backend) -> ({', '.join(f'Tensor d{name}' for name in OPERANDS)})"
+FORWARD = f"({CALL}, bool keep_stream, bool keep_stats, {OPTIONS}, {DTYPES}, {BACKEND})"
+BACKWARD = f"({GRADIENT}, {OPTIONS}, {KEPT}, {BACKEND}) -> ({', '.join(f'Tensor d{name}' for name in OPERANDS)})"
 
 LIBRARY = torch.library.Library("addnorm", "DEF")
-LIBRARY.define(f"forward{FORWARD}")
-LIBRARY.define(f"forward_out({CALL}, str backend, *, Tensor(a!) out, Tensor(b!)? stream_out) -> ()")
-LIBRARY.define(f"backward{BACKWARD}")
-# On the CPU the extension implements forward and backward (csrc/torch/operators.cpp); other backends' calls come back.
-LIBRARY.define(f"_forward{FORWARD}")
-LIBRARY.define(f"_backward{BACKWARD}")
+for prefix in ("", "_"):
+    LIBRARY.define(f"{prefix}forward{FORWARD} -> (Tensor y, Tensor stream, Tensor stats)")
+    LIBRARY.define(f"{prefix}backward{BACKWARD}")
+LIBRARY.define(f"forward_out({CALL}, {OPTIONS}, {DTYPES}, {BACKEND}, *, Tensor(a!) out, Tensor(b!)? stream_out) -> ()")
+
+FORWARD_ARGUMENTS = (*CALL_FIELDS[:4], "keep_stream", "keep_stats", *CALL_FIELDS[4:], "backend")
 
 
 def forward(call: Call, backend: str, *, stream: bool) -> tuple[Tensor, Tensor]:
     """y and the stream, which is empty unless asked for or kept for the backward."""
     wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in call.operands.values())
     keep_stream = stream or (wants_grad and not call.stream_is_x)
-    arguments = (getattr(call, name) for name in CALL_FIELDS)
-    y, z, _ = torch.ops.addnorm.forward(*arguments, keep_stream, wants_grad, backend)
+    operands, options = arguments_of(call, backend)
+    y, z, _ = torch.ops.addnorm.forward(*operands, keep_stream, wants_grad, *options)
     return y, z
 
 
 def forward_out(call: Call, backend: str, *, out: Tensor, stream_out: Tensor | None) -> None:
     """Writes y to `out` and the stream to `stream_out`. No gradient."""
-    arguments = (getattr(call, name) for name in CALL_FIELDS)
-    torch.ops.addnorm.forward_out(*arguments, backend, out=out, stream_out=stream_out)
+    operands, options = arguments_of(call, backend)
+    torch.ops.addnorm.forward_out(*operands, *options, out=out, stream_out=stream_out)
 
 
-def as_call(arguments: Iterable[Any]) -> Call:
-    return Call(**dict(zip(CALL_FIELDS, arguments, strict=True)))
+def arguments_of(call: Call, backend: str) -> tuple[list[Any], list[Any]]:
+    """A call's arguments, before and behind the switches, with None for what None means."""
+    stored = stored_dtype(call.x, call.residual)
+    given = [getattr(call, name) for name in CALL_FIELDS]
+    given[-2:] = (None if dtype == stored else dtype for dtype in given[-2:])
+    return given[:4], [*given[4:], None if backend == KERNELS.get(call.x.device.type) else backend]
 
 
-def as_gradient(arguments: Iterable[Any]) -> Gradient:
-    return Gradient(**dict(zip(GRADIENT_FIELDS, arguments, strict=True)))
+def forward_arguments(arguments: Iterable[Any]) -> dict[str, Any]:
+    """The arguments of ``addnorm::forward`` by name. Those at the end that have their default may be missing."""
+    return dict(zip(FORWARD_ARGUMENTS, arguments, strict=False))
+
+
+def as_call(given: dict[str, Any]) -> Call:
+    """The call that an operator's arguments describe."""
+    fields: dict[str, Any] = {name: given[name] for name in CALL_FIELDS if name in given}
+    stored = stored_dtype(fields["x"], fields["residual"])
+    for name in ("out_dtype", "stream_dtype"):
+        fields[name] = fields.get(name) or stored
+    return Call(**fields)
+
+
+def as_gradient(arguments: Iterable[Any]) -> tuple[Gradient, str]:
+    """The gradient that an operator's arguments describe, and the backend."""
+    given = dict(zip((*GRADIENT_FIELDS, "backend"), arguments, strict=False))
+    backend = given.pop("backend", None) or KERNELS[given["z"].device.type]
+    dtypes = {name: given.get(name) or given["z"].dtype for name in ("x_dtype", "residual_dtype", "bias_dtype")}
+    return Gradient(**given | dtypes), backend
+
+
+def backend_of(given: dict[str, Any]) -> str:
+    return given.get("backend") or KERNELS[given["x"].device.type]
 
 
 @torch.library.impl(LIBRARY, "_forward", "CompositeExplicitAutograd")
 @torch.library.impl(LIBRARY, "forward", "CompositeExplicitAutograd")
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *call_arguments, keep_stream, keep_stats, backend = arguments
-    call = as_call(call_arguments)
-    y, z, stats = BACKENDS[backend].forward(call, keep_stream=keep_stream, keep_stats=keep_stats)
+    given = forward_arguments(arguments)
+    keep = {name: given[name] for name in ("keep_stream", "keep_stats")}
+    y, z, stats = BACKENDS[backend_of(given)].forward(as_call(given), **keep)
     return y, _or_empty(z, y), _or_empty(stats, y)
 
 
 @torch.library.register_fake("addnorm::forward", lib=LIBRARY)
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *call_arguments, keep_stream, keep_stats, _ = arguments
-    call = as_call(call_arguments)
+    given = forward_arguments(arguments)
+    call, keep_stream, keep_stats = as_call(given), given["keep_stream"], given["keep_stats"]
     shape = call.x.shape
     kept = NORMS[call.norm].stats_per_row
     return (
@@ -88,10 +118,11 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.impl(LIBRARY, "forward_out", "CompositeExplicitAutograd")
 def _forward_out(*arguments: Any, out: Tensor, stream_out: Tensor | None) -> None:
-    *call_arguments, backend = arguments
-    call = as_call(call_arguments)
+    given = dict(zip((*CALL_FIELDS, "backend"), arguments, strict=False))
     keep_stream = stream_out is not None
-    BACKENDS[backend].forward(call, keep_stream=keep_stream, keep_stats=False, out=out, stream_out=stream_out)
+    BACKENDS[backend_of(given)].forward(
+        as_call(given), keep_stream=keep_stream, keep_stats=False, out=out, stream_out=stream_out
+    )
     for written in (out, stream_out):
         if written is not None:
             torch.autograd.graph.increment_version(written)  # a kernel writes behind autograd's back
@@ -105,16 +136,14 @@ def _forward_out_fake(*arguments: Any, out: Tensor, stream_out: Tensor | None) -
 @torch.library.impl(LIBRARY, "_backward", "CompositeExplicitAutograd")
 @torch.library.impl(LIBRARY, "backward", "CompositeExplicitAutograd")
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    *gradient_arguments, backend = arguments
-    gradient = as_gradient(gradient_arguments)
+    gradient, backend = as_gradient(arguments)
     grads = BACKENDS[backend].backward(gradient)
     return tuple(_or_empty(grads[name], gradient.z) for name in OPERANDS)
 
 
 @torch.library.register_fake("addnorm::backward", lib=LIBRARY)
 def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    *gradient_arguments, _ = arguments
-    gradient = as_gradient(gradient_arguments)
+    gradient, _ = as_gradient(arguments)
     z, scale = gradient.z, gradient.branch_scale
     like = {
         "x": (z.shape, gradient.x_dtype),
@@ -134,62 +163,71 @@ def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(grads)
 
 
+def _reference_backward(*arguments: Any) -> tuple[Tensor | None, ...]:
+    """What differentiates a backward that is itself differentiated."""
+    gradient, _ = as_gradient(arguments)
+    grads = reference.backward(gradient)
+    return tuple(grads[name] for name in OPERANDS)
+
+
+def _or_empty(result: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty((0,)) if result is None else result
+
+
+# -- autograd in Python, where the extension is not built ---------------------------------------------------
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *call_arguments, keep_stream, keep_stats, backend = inputs
-    call = as_call(call_arguments)
+    given = forward_arguments(inputs)
+    call, keep_stream = as_call(given), given["keep_stream"]
     _, z, stats = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(stats)
-    if not keep_stats or not (keep_stream or call.stream_is_x):
+    if not given["keep_stats"] or not (keep_stream or call.stream_is_x):
         raise RuntimeError("addnorm::forward keeps what its backward needs only with keep_stats and keep_stream")
-    needs = dict(zip(OPERANDS, ctx.needs_input_grad, strict=False))
+    ctx.places = [FORWARD_ARGUMENTS.index(name) for name in OPERANDS]
+    needs = dict(zip(OPERANDS, _needs(ctx), strict=True))
     wants_x = needs["branch_scale"] or needs["row_scale"]
     ctx.save_for_backward(
         z if keep_stream else call.x,
         stats,
-        call.x if wants_x else None,
         call.weight,
+        call.seed,
         call.branch_bias,
         call.branch_scale,
         call.row_scale,
-        call.seed,
+        call.x if wants_x else None,
     )
-    ctx.settings = (
-        call.norm,
-        call.eps,
-        call.residual_scale,
-        call.dropout_p,
-        call.weight_offset,
-        call.x.dtype,
-        call.x.dtype if call.residual is None else call.residual.dtype,
-        call.out_dtype if call.bias is None else call.bias.dtype,
-    )
-    same_dtype = call.residual is not None and call.residual.dtype == call.x.dtype
+    ctx.numbers = (call.norm, call.eps, call.dropout_p), (call.residual_scale, call.weight_offset)
+    residual_dtype = call.x.dtype if call.residual is None else call.residual.dtype
+    ctx.dtypes = (call.x.dtype, residual_dtype, call.out_dtype if call.bias is None else call.bias.dtype)
+    same_dtype = call.residual is not None and residual_dtype == call.x.dtype
     ctx.dx_is_dresidual = call.branch_is_plain and call.residual_scale == 1 and same_dtype
-    ctx.backend = backend
+    ctx.backend = given["backend"]
     ctx.inputs = len(inputs)
 
 
 def _autograd(ctx: Any, dy: Tensor | None, ds: Tensor | None, _dstats: None) -> tuple[Tensor | None, ...]:
-    arguments = (dy, ds, *ctx.saved_tensors, *ctx.settings)
-    needs = dict(zip(OPERANDS, ctx.needs_input_grad, strict=False))
-    shared = ctx.dx_is_dresidual and needs["x"] and needs["residual"]
-    asked = [needed and not (shared and name == "x") for name, needed in needs.items()]
+    z, stats, weight, seed, *scales, x = ctx.saved_tensors
+    needs = _needs(ctx)
+    shared = ctx.dx_is_dresidual and needs[0] and needs[1]
+    asked = [False, *needs[1:]] if shared else needs
+    first, second = ctx.numbers
+    arguments = (dy, ds, z, stats, asked, weight, *first, seed, *scales, *second, x, *ctx.dtypes, ctx.backend)
     if torch.is_grad_enabled():  # create_graph: the reference differentiates, the kernels do not
-        gradient = as_gradient((*arguments, asked))
-        grads = reference.backward(gradient)
+        grads = list(_reference_backward(*arguments))
     else:
-        results = torch.ops.addnorm.backward(*arguments, asked, ctx.backend)
-        grads = {name: g if needed else None for name, g, needed in zip(OPERANDS, results, asked, strict=True)}
+        results = torch.ops.addnorm.backward(*arguments)
+        grads = [g if needed else None for g, needed in zip(results, asked, strict=True)]
     if shared:
-        grads["x"] = grads["residual"]
+        grads[0] = grads[1]
     # Counted beforehand: torch shortens ctx.needs_input_grad during this call, which another thread may see.
-    return (*(grads[name] for name in OPERANDS), *[None] * (ctx.inputs - len(OPERANDS)))
+    results = dict(zip(ctx.places, grads, strict=True))
+    return tuple(results.get(i) for i in range(ctx.inputs))
 
 
-def _reference_backward(*arguments: Any) -> tuple[Tensor | None, ...]:
-    grads = reference.backward(as_gradient(arguments))
-    return tuple(grads[name] for name in OPERANDS)
+def _needs(ctx: Any) -> list[bool]:
+    return [ctx.needs_input_grad[place] for place in ctx.places]
 
 
 def _no_double_backward(ctx: Any, *grads: Any) -> None:
@@ -198,12 +236,8 @@ def _no_double_backward(ctx: Any, *grads: Any) -> None:
     )
 
 
-torch.library.register_autograd("addnorm::forward", _autograd, setup_context=_setup_context, lib=LIBRARY)
-torch.library.register_autograd("addnorm::backward", _no_double_backward, lib=LIBRARY)
-
-if native.EXTENSION is not None:  # the autograd of its short way in differentiates through the reference too
+if native.EXTENSION is None:
+    torch.library.register_autograd("addnorm::forward", _autograd, setup_context=_setup_context, lib=LIBRARY)
+    torch.library.register_autograd("addnorm::backward", _no_double_backward, lib=LIBRARY)
+else:
     native.EXTENSION.set_reference_backward(_reference_backward)
-
-
-def _or_empty(result: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty((0,)) if result is None else result

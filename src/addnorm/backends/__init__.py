@@ -3,6 +3,7 @@
 from .base import Backend as Backend
 from .base import Support as Support
 from .table import BACKENDS as BACKENDS
+from .table import KERNELS as KERNELS
 from .table import Dispatch as Dispatch
 from .table import explain as explain
 from .table import select as select

@@ -14,6 +14,7 @@ from .eager import Eager
 from .triton import Triton
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Cpu(), Triton(), Eager())}
+KERNELS = {"cpu": Cpu.name, "cuda": Triton.name}  # the backend that is made for a type of device
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from .base import Placement, Settings, Site, State
 
 class Admin(Placement):
     """x <- N(w_i * x + drop(f_i(x))), w_i a learned scale per feature of the skip. It starts at 1, which is post-norm;
-    `initialise` with a sample profiles one run and sets it to w_i = sqrt(1 + Var f_1 + ... + Var f_(i-1)), the 1 being
-    the variance of the first input: branches count for less the deeper they stand, while the model is young.
+    `initialise` with a sample profiles one run with all w at 1 and sets w_i = sqrt(1 + Var f_1 + ... + Var f_(i-1)):
+    branches count for less the deeper they stand, while the model is young. The paper's sum over j < i begins with the
+    input, its f_0. What w_i multiplies comes from a norm and has variance 1, and so the input counts with 1; without it
+    w_1 would be 0 and the first sublayer would have no skip.
 
     When to choose it: deep post-norm models, as DeepNorm, with scales measured on the data at hand. What it costs: one
     scale per sublayer; the branch is dropped out in a pass of its own.

@@ -17,6 +17,7 @@ from ..placements import Settings, Site, make
 from .sublayer import branch_of, check_module, check_width
 
 Kwargs = Sequence[Mapping[str, Any]]
+Step = tuple[nn.Module, Mapping[str, Any], Site]
 
 
 class Stack(nn.Module):
@@ -112,10 +113,10 @@ class Stack(nn.Module):
         check_width(x, self.d_model)
         given = self._kwargs_of_each(sublayer_kwargs, shared)
         taken, state = self.placement.start(x)
-        count = len(self.sublayers)
-        step = self.sublayers_per_layer * self.checkpoint_every if self.checkpoint_every else count
-        for first in range(0, count, step):
-            run = partial(self._run, range(first, min(first + step, count)), given)
+        steps = list(zip(self.sublayers, given, self.placement.sites, strict=True))
+        every = self.sublayers_per_layer * self.checkpoint_every if self.checkpoint_every else len(steps)
+        for first in range(0, len(steps), every):
+            run = partial(self._run, steps[first : first + every])
             if self.checkpoint_every and torch.is_grad_enabled():
                 taken, state = checkpoint(run, taken, state, use_reentrant=False)
             else:
@@ -154,11 +155,12 @@ class Stack(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.d_model}, placement={self.placement.name!r}"
 
-    def _run(self, indices: range, given: Kwargs, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def _run(self, steps: Sequence[Step], x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Some sublayers in a row: the next one's input and the next state."""
-        for index in indices:
-            branch, _ = branch_of(self.sublayers[index], x, (), given[index], x.shape, f"sublayer {index}")
-            x, state = self.placement.combine(branch, state, self.placement.sites[index])
+        combine = self.placement.combine
+        for sublayer, kwargs, site in steps:
+            branch, _ = branch_of(sublayer, x, (), kwargs, x.shape, f"sublayer {site.index}")
+            x, state = combine(branch, state, site)
         return x, state
 
     def _kwargs_of_each(self, sublayer_kwargs: Kwargs | None, shared: Mapping[str, Any]) -> Kwargs:

@@ -15,9 +15,8 @@ from .. import reference
 from ..call import Call
 from ..functional import add_norm
 from ..fusing.nodes import is_call
-from ..ops import as_call
+from ..ops import as_call, forward_arguments
 
-SWITCHES = ("keep_stream", "keep_stats", "backend")  # the operator's last arguments, which are no part of a call
 Look = Callable[[Call, Tensor, Tensor, Tensor, Tensor], None]  # of branch, residual, z and y
 
 
@@ -28,14 +27,9 @@ class WrittenSite:
     node: Node
 
     @property
-    def call(self) -> Call:
-        """Its settings; its operands are nodes."""
-        return as_call(self.node.args[: -len(SWITCHES)])
-
-    @property
     def residual(self) -> Any:
         """The node that is added to; None where there is no sum."""
-        return self.call.residual
+        return forward_arguments(self.node.args)["residual"]
 
     def item(self, index: int) -> set[Node]:
         """Where a result is taken out: 0 is y, 1 the sum."""
@@ -52,7 +46,7 @@ def in_steps(branch: Callable[[Tensor], Tensor], look: Look) -> Callable[..., tu
     its place, `look` sees what came of it. The same dropout mask, the same rounding."""
 
     def run(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        call = as_call(arguments[: -len(SWITCHES)])
+        call = as_call(forward_arguments(arguments))
         assert call.residual is not None
         added = branch(reference.stream(replace(call, residual=None)))
         residual = call.residual_scale * call.residual.to(call.compute_dtype)

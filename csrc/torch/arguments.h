@@ -1,0 +1,48 @@
+// The arguments of addnorm::forward and addnorm::backward as the dispatcher has them: on a stack, in the order of ops.py.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/stack.h>
+
+#include <array>
+#include <optional>
+#include <string>
+
+#include "call.h"
+
+namespace addnorm {
+
+using torch::jit::Stack;
+
+// What the two operators share, from the norm's name on.
+struct Settings {
+  std::string norm = "layer";
+  std::optional<std::string> backend;  // none: the kernels of x's device
+  const at::Tensor* seed = nullptr;
+  Options options;  // but for the norm and the seed, which only the CPU's kernels can read
+
+  bool for_cpu_kernels() const { return !backend || *backend == "cpu"; }
+};
+
+struct ForwardArguments {
+  Operands operands{};
+  bool keep_stream = false, keep_stats = false;
+  Settings settings;
+};
+
+struct BackwardArguments {
+  Incoming incoming;
+  std::array<bool, kOperands> needs{};
+  Operands operands{};
+  Settings settings;
+  GradientTypes types;
+};
+
+// They borrow what lies on the stack, whose last `count` values they are.
+ForwardArguments forward_arguments(const Stack& stack, size_t count);
+BackwardArguments backward_arguments(const Stack& stack, size_t count);
+
+// The other way round.
+Stack as_stack(const BackwardArguments& arguments);
+
+}  // namespace addnorm
