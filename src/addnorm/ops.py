@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from . import reference
 from .backends import BACKENDS, native
@@ -43,15 +44,33 @@ def forward(call: Call, backend: str, *, stream: bool) -> tuple[Tensor, Tensor]:
     """y and the stream, which is empty unless asked for or kept for the backward."""
     wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in call.operands.values())
     keep_stream = stream or (wants_grad and not call.stream_is_x)
-    arguments = (getattr(call, name) for name in CALL_FIELDS)
-    y, z, _ = torch.ops.addnorm.forward(*arguments, keep_stream, wants_grad, backend)
+    arguments = (*(getattr(call, name) for name in CALL_FIELDS), keep_stream, wants_grad, backend)
+    route = torch.ops.addnorm.forward
+    if unwatched(backend, call.operands.values()):
+        route = Unwatched.apply if wants_grad else _forward
+    y, z, _ = route(*arguments)
     return y, z
 
 
 def forward_out(call: Call, backend: str, *, out: Tensor, stream_out: Tensor | None) -> None:
     """Writes y to `out` and the stream to `stream_out`. No gradient."""
     arguments = (getattr(call, name) for name in CALL_FIELDS)
-    torch.ops.addnorm.forward_out(*arguments, backend, out=out, stream_out=stream_out)
+    short = unwatched(backend, (*call.operands.values(), out, stream_out))
+    route = _forward_out if short else torch.ops.addnorm.forward_out
+    route(*arguments, backend, out=out, stream_out=stream_out)
+
+
+def unwatched(backend: str, tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a call may go past the dispatcher, whose share of the host's time is the largest: to a backend in Python,
+    with plain tensors, and neither traced nor under a mode."""
+    return (
+        BACKENDS[backend].in_python
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
+        and all(t is None or type(t) in (Tensor, Parameter) for t in tensors)
+    )
 
 
 def as_call(arguments: Iterable[Any]) -> Call:
@@ -179,12 +198,21 @@ def _autograd(ctx: Any, dy: Tensor | None, ds: Tensor | None, _dstats: None) -> 
         gradient = as_gradient((*arguments, asked))
         grads = reference.backward(gradient)
     else:
-        results = torch.ops.addnorm.backward(*arguments, asked, ctx.backend)
+        short = unwatched(ctx.backend, (dy, ds, *ctx.saved_tensors))
+        results = (_backward if short else torch.ops.addnorm.backward)(*arguments, asked, ctx.backend)
         grads = {name: g if needed else None for name, g, needed in zip(OPERANDS, results, asked, strict=True)}
     if shared:
         grads["x"] = grads["residual"]
     # Counted beforehand: torch shortens ctx.needs_input_grad during this call, which another thread may see.
     return (*(grads[name] for name in OPERANDS), *[None] * (ctx.inputs - len(OPERANDS)))
+
+
+class Unwatched(torch.autograd.Function):
+    """``addnorm::forward`` with its derivative, past the dispatcher."""
+
+    forward = staticmethod(_forward)
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_autograd)
 
 
 def _reference_backward(*arguments: Any) -> tuple[Tensor | None, ...]:

@@ -87,7 +87,7 @@ def means_of(
     return divide(sum_g, count), divide(sum_gx, count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def means_kernel(
     dy, z, stats, weight, means, rows, dy_stride, z_stride, weight_offset: tl.float64,
     NORMALISE: tl.constexpr, STATS: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr,
@@ -104,7 +104,7 @@ def means_kernel(
     tl.store(means + 2 * row + 1, mean_gx)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "threshold"])
 def backward_kernel(
     dy, ds, z, stats, x, weight, branch_bias, branch_scale, row_scale, seed, means,
     dx, dresidual, drow_scale, partials,

@@ -90,7 +90,7 @@ def write(
     store(y, row * y_stride, cols, inside, result, D, D % BLOCK == 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "threshold"])
 def forward_kernel(
     x, residual, y, z, stats, weight, bias, branch_bias, branch_scale, row_scale, seed,
     rows, x_stride, residual_stride, y_stride, z_stride, row_scale_stride, threshold,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...call import OPERANDS, Call, Gradient, dropout_threshold
+from ...call import Call, Gradient, dropout_threshold
 from .arguments import itemsize, matrix, steps, vector
 from .backward import backward_kernel, means_kernel
 from .columns import WIDTH, columns_kernel
@@ -43,12 +43,11 @@ def forward(
     """y, the stream and the statistics; by the row of the launch table for the width, or by a given one."""
     shape, d = call.x.shape, call.x.shape[-1]
     policy, compute = POLICIES[call.norm], call.compute_dtype
-    empty = call.x.new_empty
-    y = empty(shape, dtype=call.out_dtype) if out is None else out
+    y = like(call.x, call.out_dtype) if out is None else out
     z = stream_out
     if keep_stream and z is None:
-        z = empty(shape, dtype=call.stream_dtype)
-    stats = empty((*shape[:-1], policy.stats), dtype=compute) if keep_stats else None
+        z = like(call.x, call.stream_dtype)
+    stats = call.x.new_empty((*shape[:-1], policy.stats), dtype=compute) if keep_stats else None
     if call.x.numel() == 0:
         return y, z, None if stats is None else stats.zero_()
     matrices = [matrix(t, d) for t in (call.x, call.residual, y, z)]
@@ -75,9 +74,9 @@ def forward(
 
 def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor | None]:
     """The gradients that are needed; by the row of the launch table for the width, or by a given one."""
-    shape, d, needed = call.z.shape, call.z.shape[-1], call.needed
+    d, needed = call.z.shape[-1], call.needed
     policy, compute = POLICIES[call.norm], call.compute_dtype
-    grads = {name: grad if needed[name] else None for name, grad in allocate(call).items()}
+    grads = {name: place(call, name) if wanted else None for name, wanted in needed.items()}
     if call.z.numel() == 0:
         return {name: None if grad is None else grad.zero_() for name, grad in grads.items()}
     wants_x = needed["branch_scale"] or needed["row_scale"]
@@ -89,8 +88,8 @@ def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor
     # Without dy nothing arrives at the norm's own parameters.
     summed = [name for name in COLUMN_GRADIENTS if needed[name] and (dy is not None or name.startswith("branch"))]
     launch = launch or backward_for(d, size, len(summed))
-    drops = call.seed is not None
-    tiles = launch.tiles(d, len(summed), drops)
+    extras = (call.seed is not None) + ("branch_bias" in summed) + 2 * wants_x
+    tiles = launch.tiles(d, len(summed), extras)
     splits = -(-d // (tiles * launch.block))
     programs = max(1, min(-(-rows // launch.rows), processors(z.device) * launch.programs // splits))
     partials = z.new_empty((len(summed), programs, d), dtype=compute) if summed else None
@@ -114,7 +113,7 @@ def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor
             policy.normalise, policy.backward, policy.stats,
             d, branch_scale is not None and branch_scale.dim() == 0, align, TYPES[compute],
             *(name in summed for name in COLUMN_GRADIENTS), launch.rows, launch.block, tiles,
-            launch.holds(drops), num_warps=launch.warps,
+            launch.holds(extras), num_warps=launch.warps,
         )  # fmt: skip
         if partials is not None:
             add_columns(partials, summed, grads)
@@ -124,7 +123,7 @@ def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor
         grad = grads[name]
         if grad is not None and name not in summed:
             grad.zero_()
-    return {name: None if grad is None else grad.view(shape_of(call, name, shape)) for name, grad in grads.items()}
+    return grads
 
 
 def add_columns(partials: Tensor, summed: list[str], grads: dict[str, Tensor | None]) -> None:
@@ -139,26 +138,19 @@ def add_columns(partials: Tensor, summed: list[str], grads: dict[str, Tensor | N
         scale.copy_(results["branch_scale"].sum())
 
 
-def allocate(call: Gradient) -> dict[str, Tensor]:
-    """A place for each gradient that is needed."""
-    dtypes: dict[str, Any] = {
-        "x": call.x_dtype, "residual": call.residual_dtype, "bias": call.bias_dtype,
-        **{name: t.dtype for name in OPERANDS if isinstance(t := getattr(call, name, None), Tensor) and name != "x"},
-    }  # fmt: skip
-    return {
-        name: call.z.new_empty(shape_of(call, name, call.z.shape), dtype=dtypes[name])
-        for name, needed in call.needed.items()
-        if needed
-    } | {name: call.z.new_empty(0) for name, needed in call.needed.items() if not needed}
+def like(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous tensor of the same shape: the quickest of torch's ways to make one."""
+    return torch.empty_like(t, dtype=dtype, memory_format=torch.contiguous_format)
 
 
-def shape_of(call: Gradient, name: str, shape: torch.Size) -> torch.Size:
+def place(call: Gradient, name: str) -> Tensor:
+    """Where an operand's gradient goes."""
     if name in ("x", "residual"):
-        return shape
-    if name == "row_scale":
-        return shape[:-1]
-    scale = call.branch_scale
-    return scale.shape if name == "branch_scale" and scale is not None else shape[-1:]
+        return like(call.z, call.x_dtype if name == "x" else call.residual_dtype)
+    if name == "bias":
+        return call.z.new_empty(call.z.shape[-1:], dtype=call.bias_dtype)
+    operand = getattr(call, name)
+    return like(operand, operand.dtype)
 
 
 def dropout(call: Call | Gradient) -> tuple[int]:
