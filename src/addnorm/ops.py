@@ -212,7 +212,7 @@ class Unwatched(torch.autograd.Function):
 
     forward = staticmethod(_forward)
     setup_context = staticmethod(_setup_context)
-    backward = staticmethod(_autograd)
+    backward = staticmethod(_autograd)  # pyright: ignore[reportAssignmentType]
 
 
 def _reference_backward(*arguments: Any) -> tuple[Tensor | None, ...]:

@@ -144,7 +144,7 @@ def forward_source(row: Any, size: int, width: int, norm: str, option: str) -> A
     constants = {
         "row_scale_stride": 1, "STATISTICS": policy.statistics, "NORMALISE": policy.normalise,
         "SHIFTS": policy.shifts, "STATS": policy.stats, "D": width, "SCALAR": False, "ALIGN": 8, "C": compute,
-        "ROWS": row.rows, "BLOCK": row.block, "KEEP": row.keep,
+        "ROWS": row.rows, "BLOCK": row.block, "ACCESS": 16 // size, "KEEP": row.keep,
     }  # fmt: skip
     return source_of(forward_kernel, pointers, numbers, constants)
 
@@ -171,7 +171,7 @@ def backward_source(row: Any, size: int, width: int, norm: str, option: str) -> 
         "row_scale_stride": 1, "NORMALISE": policy.normalise, "BACKWARD": policy.backward,
         "STATS": policy.stats, "D": width, "SCALAR": False, "ALIGN": 8, "C": compute,
         "WEIGHT": True, "BIAS": norm == "layer", "BRANCH_BIAS": everything, "BRANCH_SCALE": "x" in pointers,
-        "ROWS": row.rows, "BLOCK": row.block, "TILES": tiles, "HELD": row.holds(extras),
+        "ROWS": row.rows, "BLOCK": row.block, "ACCESS": 16 // size, "TILES": tiles, "HELD": row.holds(extras),
     }  # fmt: skip
     return source_of(backward_kernel, pointers, numbers, constants)
 

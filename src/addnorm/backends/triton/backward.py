@@ -113,7 +113,7 @@ def backward_kernel(
     NORMALISE: tl.constexpr, BACKWARD: tl.constexpr, STATS: tl.constexpr,
     D: tl.constexpr, SCALAR: tl.constexpr, ALIGN: tl.constexpr, C: tl.constexpr,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, BRANCH_BIAS: tl.constexpr, BRANCH_SCALE: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, HELD: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ACCESS: tl.constexpr, TILES: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     WHOLE: tl.constexpr = D % (BLOCK * TILES) == 0
     SUMS: tl.constexpr = WEIGHT + BIAS + BRANCH_BIAS + BRANCH_SCALE
@@ -204,7 +204,7 @@ def backward_kernel(
                 store(dresidual, row * D, cols, inside, residual_scale * dz, D, WHOLE)
             kept = tl.full([1, 1], 1.0, C)
             if seed is not None:
-                kept = keep(tl.load(seed), row, first, threshold, keep_scale, C, ROWS, BLOCK)
+                kept = keep(tl.load(seed), row, first, threshold, keep_scale, C, ROWS, BLOCK, ACCESS)
             scale = tl.full([1, 1], 1.0, C)
             if branch_scale is not None:
                 scale = tl.load(branch_scale).to(C) if SCALAR else load(branch_scale, lane * 0, cols, None, D, WHOLE, C)

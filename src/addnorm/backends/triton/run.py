@@ -27,6 +27,7 @@ if INTERPRETED:
 
 COLUMN_GRADIENTS = ("weight", "bias", "branch_bias", "branch_scale")
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+ACCESS = 16  # bytes that a thread moves at once
 PROCESSORS = 4  # that the interpreter plays
 HERE = contextlib.nullcontext()
 
@@ -52,7 +53,8 @@ def forward(
         return y, z, None if stats is None else stats.zero_()
     matrices = [matrix(t, d) for t in (call.x, call.residual, y, z)]
     x, residual, y_rows, z_rows = matrices
-    launch = launch or forward_for(d, itemsize(matrices, compute))
+    size = itemsize(matrices, compute)
+    launch = launch or forward_for(d, size)
     strides, align = steps(matrices, d)
     rows = call.x.numel() // d
     row_scale = vector(None if call.row_scale is None else call.row_scale.reshape(rows))
@@ -64,7 +66,7 @@ def forward(
             call.eps, call.residual_scale, keep_scale(call), call.weight_offset,
             policy.statistics, policy.normalise, policy.shifts, policy.stats,
             d, branch_scale is not None and branch_scale.dim() == 0, align, TYPES[compute],
-            launch.rows, launch.block, launch.keep, num_warps=launch.warps,
+            launch.rows, launch.block, ACCESS // size, launch.keep, num_warps=launch.warps,
         )  # fmt: skip
     for given, written in ((z, z_rows), (y, y_rows)):
         if given is not None and written is not None and given.data_ptr() != written.data_ptr():
@@ -112,7 +114,7 @@ def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor
             call.residual_scale, keep_scale(call), call.weight_offset,
             policy.normalise, policy.backward, policy.stats,
             d, branch_scale is not None and branch_scale.dim() == 0, align, TYPES[compute],
-            *(name in summed for name in COLUMN_GRADIENTS), launch.rows, launch.block, tiles,
+            *(name in summed for name in COLUMN_GRADIENTS), launch.rows, launch.block, ACCESS // size, tiles,
             launch.holds(extras), num_warps=launch.warps,
         )  # fmt: skip
         if partials is not None:
