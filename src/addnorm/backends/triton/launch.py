@@ -72,11 +72,11 @@ HALF_BACKWARD = (
 )  # fmt: skip
 SINGLE_BACKWARD = (
     Backward(64, 16, 64, 4, 8, 6, 1), Backward(128, 8, 128, 4, 8, 6, 1), Backward(256, 4, 256, 4, 8, 5, 1),
-    Backward(1024, 1, 256, 2, 32, 8, 1), Backward(2048, 1, 512, 4, 32, 4, 1), Backward(4096, 1, 1024, 8, 32, 2, 1),
+    Backward(1024, 1, 256, 2, 32, 8, 1), Backward(2048, 1, 512, 4, 32, 4, 1), Backward(4096, 1, 2048, 8, 16, 2, 1),
     Backward(6144, 1, 2048, 16, 9, 1, 1), Backward(12288, 1, 2048, 16, 12, 1, 0), Backward(ANY, 1, 2048, 8, 4, 2, 0),
 )  # fmt: skip
 DOUBLE_BACKWARD = (
-    Backward(64, 4, 64, 4, 8, 4, 1), Backward(128, 4, 128, 4, 8, 4, 1), Backward(256, 2, 256, 4, 8, 4, 1),
+    Backward(64, 4, 64, 4, 8, 4, 1), Backward(128, 2, 128, 4, 8, 4, 1), Backward(256, 2, 256, 4, 8, 4, 1),
     Backward(1024, 1, 256, 4, 20, 2, 1), Backward(4096, 1, 1024, 8, 12, 1, 0), Backward(ANY, 1, 1024, 8, 6, 1, 0),
 )  # fmt: skip
 BACKWARD: dict[int, tuple[Backward, ...]] = {2: HALF_BACKWARD, 4: SINGLE_BACKWARD, 8: DOUBLE_BACKWARD}
