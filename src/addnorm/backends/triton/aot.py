@@ -33,7 +33,7 @@ NAMES = {2: "bf16", 4: "fp32", 8: "fp64"}
 # By name, what is asked for beside the plain call: the column sums, and what takes registers like them (launch.py).
 MEANS = "means"  # not an option, but the pass that a row needs which is split
 OPTIONS = {"plain": (0, 0), "dropout": (0, 1), "scaled": (1, 2), "everything": (2, 4), MEANS: (0, 0)}
-NORMS = ("layer", "rms")
+VARIANTS = {"layer": ("plain", "dropout", "everything", MEANS), "rms": ("plain", "scaled", "everything")}
 FORWARD_OPTIONS = ("plain", "everything")
 Variant = tuple[Forward | Backward, int, int, str, str]
 ARGUMENTS_16 = [["tt.divisibility", 16]]
@@ -84,10 +84,10 @@ def table() -> Iterator[tuple[Forward | Backward, int]]:
 
 
 def variants() -> Iterator[Variant]:
-    """Every row for each norm, plain and with options."""
+    """Every row, for each of VARIANTS."""
     for row, size in table():
-        for norm in NORMS:
-            for option in OPTIONS:
+        for norm, options in VARIANTS.items():
+            for option in options:
                 yield from ((row, size, width, norm, option) for width in widths(row, size, norm, option))
 
 
@@ -103,7 +103,7 @@ def widths(row: Forward | Backward, size: int, norm: str, option: str) -> list[i
 
 def splits(row: Backward, norm: str) -> bool:
     """Whether a row is ever split over several programs, so that its means are a pass of their own."""
-    held = min(tiles_of(row, WIDEST, norm, option) for option in OPTIONS) * row.block
+    held = min(tiles_of(row, WIDEST, norm, option) for option in VARIANTS[norm]) * row.block
     return held < row.width or row.width >= MANY
 
 
