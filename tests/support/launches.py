@@ -1,7 +1,7 @@
 """Calls at the edges, through Triton's own launching, for a GPU that is not there: `python -m tests.support.launches`.
 
 Every kernel is specialised on its arguments and compiled for sm_90, as a first call on the card does it; what would be
-launched is recorded instead. The interpreter sees none of this.
+launched is recorded instead. The interpreter sees none of this. Then, that other rows and rates need no other programs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from addnorm.call import Gradient, describe
 from .cases import BF16, EVERYTHING, F16, F64, NORMS, Case, build, options
 
 WIDE = 131072
+KERNELS = {"forward_kernel", "backward_kernel", "means_kernel", "columns_kernel"}
 CASES = (
     Case(shape=(1, 1)), Case(shape=(64,), x=BF16), Case(shape=(1, 64), x=BF16, residual=BF16),
     Case(shape=(5, 8), x=F16), EVERYTHING, Case(shape=(3, 64), grads="y"),
@@ -35,7 +36,7 @@ class Recorder:
     """A driver for one sm_90, which notes the kernels by name instead of launching them."""
 
     def __init__(self) -> None:
-        self.launched: list[str] = []
+        self.launched: list[tuple[str, str]] = []
         self.utils = SimpleNamespace(
             load_binary=lambda *arguments: (1, 1, 0, 0, 1024),
             get_device_properties=lambda device: {"max_shared_mem": 232448},
@@ -44,7 +45,7 @@ class Recorder:
         self.get_current_target = lambda: GPUTarget("cuda", 90, 32)
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
-        return lambda *arguments: self.launched.append(metadata.name)
+        return lambda *arguments: self.launched.append((metadata.name, metadata.hash))
 
 
 def carry_out(case: Case) -> None:
@@ -75,7 +76,12 @@ def main() -> None:
                 carry_out(Case(**{**vars(case), "norm": NORMS[i % 2]}))
             except Exception as error:
                 raise AssertionError(f"{case} does not compile") from error
-    assert {"forward_kernel", "backward_kernel", "means_kernel", "columns_kernel"} <= set(recorder.launched)
+        assert {name for name, _ in recorder.launched} == KERNELS
+        recorder.launched.clear()
+        for rows, p in ((1, 0.1), (2, 0.5), (16, 1e-5), (1000, 0.25)):
+            carry_out(Case(shape=(rows, 64), options=options(dropout_p=p)))
+        programs = [name for name, _ in set(recorder.launched)]
+        assert sorted(programs) == ["backward_kernel", "columns_kernel", "forward_kernel", "forward_kernel"], programs
 
 
 if __name__ == "__main__":
