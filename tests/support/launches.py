@@ -1,7 +1,8 @@
 """Calls at the edges, through Triton's own launching, for a GPU that is not there: `python -m tests.support.launches`.
 
 Every kernel is specialised on its arguments and compiled for sm_90, as a first call on the card does it; what would be
-launched is recorded instead. The interpreter sees none of this. Then, that other rows and rates need no other programs.
+launched is recorded instead. The interpreter sees none of this. Then, that the second call launches the same without
+Triton's search for the program, and that other rows and rates need no other programs.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
+from triton.runtime import JITFunction, driver
 
 from addnorm.backends.triton import run
 from addnorm.call import Gradient, describe
@@ -36,7 +38,7 @@ class Recorder:
     """A driver for one sm_90, which notes the kernels by name instead of launching them."""
 
     def __init__(self) -> None:
-        self.launched: list[tuple[str, str]] = []
+        self.launched: list[tuple[Any, ...]] = []
         self.utils = SimpleNamespace(
             load_binary=lambda *arguments: (1, 1, 0, 0, 1024),
             get_device_properties=lambda device: {"max_shared_mem": 232448},
@@ -45,7 +47,21 @@ class Recorder:
         self.get_current_target = lambda: GPUTarget("cuda", 90, 32)
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
-        return lambda *arguments: self.launched.append((metadata.name, metadata.hash))
+        def launch(x: int, y: int, z: int, stream: int, function: int, *arguments: Any) -> None:
+            self.launched.append((metadata.name, metadata.hash, x, y, z, *map(likeness, arguments[4:])))
+
+        return launch
+
+    def taken(self) -> list[tuple[Any, ...]]:
+        self.launched, launched = [], self.launched
+        return launched
+
+
+def likeness(argument: Any) -> Any:
+    """An argument without its memory."""
+    if isinstance(argument, tuple):
+        return tuple(map(likeness, argument))
+    return (argument.dtype, argument.shape) if isinstance(argument, Tensor) else str(argument)
 
 
 def carry_out(case: Case) -> None:
@@ -68,19 +84,24 @@ def carry_out(case: Case) -> None:
 
 
 def main() -> None:
-    recorder = Recorder()
+    recorder, names = Recorder(), set()
     driver.set_active(recorder)  # pyright: ignore[reportArgumentType]
     with mock.patch.object(run, "processors", return_value=132):
         for i, case in enumerate(CASES):
+            case = Case(**{**vars(case), "norm": NORMS[i % 2]})
             try:
-                carry_out(Case(**{**vars(case), "norm": NORMS[i % 2]}))
+                carry_out(case)
             except Exception as error:
                 raise AssertionError(f"{case} does not compile") from error
-        assert {name for name, _ in recorder.launched} == KERNELS
-        recorder.launched.clear()
+            first = recorder.taken()
+            names |= {name for name, *_ in first}
+            with mock.patch.object(JITFunction, "run", side_effect=AssertionError("looked up by Triton again")):
+                carry_out(case)
+            assert recorder.taken() == first, f"{case}: launched otherwise the second time"
+        assert names == KERNELS
         for rows, p in ((1, 0.1), (2, 0.5), (16, 1e-5), (1000, 0.25)):
             carry_out(Case(shape=(rows, 64), options=options(dropout_p=p)))
-        programs = [name for name, _ in set(recorder.launched)]
+        programs = [name for name, _ in {(name, program) for name, program, *_ in recorder.taken()}]
         assert sorted(programs) == ["backward_kernel", "columns_kernel", "forward_kernel", "forward_kernel"], programs
 
 

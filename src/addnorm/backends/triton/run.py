@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -18,8 +17,8 @@ from .columns import WIDTH, columns_kernel
 from .forward import forward_kernel
 from .launch import Backward, Forward, backward_for, forward_for
 from .norms import POLICIES
+from .start import INTERPRETED, start
 
-INTERPRETED = triton.knobs.runtime.interpret
 if INTERPRETED:
     from .interpreter import repair
 
@@ -59,14 +58,15 @@ def forward(
     rows = call.x.numel() // d
     row_scale = vector(None if call.row_scale is None else call.row_scale.reshape(rows))
     weight, bias, branch_bias, branch_scale = map(vector, (call.weight, call.bias, call.branch_bias, call.branch_scale))
+    scalar = branch_scale is not None and branch_scale.dim() == 0
     with on(call.x):
-        forward_kernel[(-(-rows // launch.rows),)](
-            x, residual, y_rows, z_rows, stats, weight, bias, branch_bias, branch_scale, row_scale, call.seed,
-            rows, *strides, 1, *dropout(call),
-            call.eps, call.residual_scale, keep_scale(call), call.weight_offset,
-            policy.statistics, policy.normalise, policy.shifts, policy.stats,
-            d, branch_scale is not None and branch_scale.dim() == 0, align, TYPES[compute],
-            launch.rows, launch.block, ACCESS // size, launch.keep, num_warps=launch.warps,
+        start(
+            forward_kernel, (-(-rows // launch.rows), 1, 1),
+            (x, residual, y_rows, z_rows, stats, weight, bias, branch_bias, branch_scale, row_scale, call.seed),
+            (rows, *strides, 1, dropped(call), call.eps, call.residual_scale, keep_scale(call), call.weight_offset),
+            (policy.statistics, policy.normalise, policy.shifts, policy.stats, d, scalar, align, TYPES[compute],
+             launch.rows, launch.block, ACCESS // size, launch.keep),
+            (call.norm, *strides, d, scalar, align, size, launch), launch.warps,
         )  # fmt: skip
     for given, written in ((z, z_rows), (y, y_rows)):
         if given is not None and written is not None and given.data_ptr() != written.data_ptr():
@@ -85,7 +85,8 @@ def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor
     matrices = [matrix(t, d) for t in (call.dy, call.ds, call.z, call.x if wants_x else None)]
     dy, ds, z, x = matrices
     size = itemsize([*matrices, grads["x"], grads["residual"]], compute)
-    (dy_step, ds_step, z_step, x_step), align = steps(matrices, d)
+    unit_steps, align = steps(matrices, d)
+    dy_step, _, z_step, _ = unit_steps
     rows = call.z.numel() // d
     # Without dy nothing arrives at the norm's own parameters.
     summed = [name for name in COLUMN_GRADIENTS if needed[name] and (dy is not None or name.startswith("branch"))]
@@ -101,26 +102,29 @@ def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor
     means = z.new_empty((rows, 2), dtype=compute) if splits > 1 and dy is not None else None
     row_scale = vector(None if call.row_scale is None else call.row_scale.reshape(rows))
     weight, branch_bias, branch_scale = map(vector, (call.weight, call.branch_bias, call.branch_scale))
+    scalar = branch_scale is not None and branch_scale.dim() == 0
+    flags = tuple([name in summed for name in COLUMN_GRADIENTS])
     with on(z):
         if means is not None:
-            means_kernel[(rows,)](
-                dy, z, call.stats, weight, means, rows, dy_step, z_step, call.weight_offset,
-                policy.normalise, policy.stats, d, align, TYPES[compute], 2 * launch.block, num_warps=launch.warps,
+            start(
+                means_kernel, (rows, 1, 1), (dy, z, call.stats, weight, means),
+                (rows, dy_step, z_step, call.weight_offset),
+                (policy.normalise, policy.stats, d, align, TYPES[compute], 2 * launch.block),
+                (call.norm, dy_step, z_step, d, align, launch), launch.warps,
             )  # fmt: skip
-        backward_kernel[(programs, splits)](
-            dy, ds, z, call.stats, x, weight, branch_bias, branch_scale, row_scale, call.seed, means,
-            grads["x"], grads["residual"], by_row, partials,
-            rows, dy_step, ds_step, z_step, x_step, 1, *dropout(call),
-            call.residual_scale, keep_scale(call), call.weight_offset,
-            policy.normalise, policy.backward, policy.stats,
-            d, branch_scale is not None and branch_scale.dim() == 0, align, TYPES[compute],
-            *(name in summed for name in COLUMN_GRADIENTS), launch.rows, launch.block, ACCESS // size, tiles,
-            launch.holds(extras), num_warps=launch.warps,
+        start(
+            backward_kernel, (programs, splits, 1),
+            (dy, ds, z, call.stats, x, weight, branch_bias, branch_scale, row_scale, call.seed, means,
+             grads["x"], grads["residual"], by_row, partials),
+            (rows, *unit_steps, 1, dropped(call), call.residual_scale, keep_scale(call), call.weight_offset),
+            (policy.normalise, policy.backward, policy.stats, d, scalar, align, TYPES[compute], *flags,
+             launch.rows, launch.block, ACCESS // size, tiles, launch.holds(extras)),
+            (call.norm, *unit_steps, d, scalar, align, size, flags, tiles, extras, launch), launch.warps,
         )  # fmt: skip
         if partials is not None:
             add_columns(partials, summed, grads)
         if by_row is not grads["row_scale"] and by_row is not None:
-            columns_kernel[(-(-rows // WIDTH.value),)](by_row, (grads["row_scale"],), splits, rows)
+            start_columns(by_row, (grads["row_scale"],), splits, rows)
     for name in ("weight", "bias"):
         grad = grads[name]
         if grad is not None and name not in summed:
@@ -135,9 +139,14 @@ def add_columns(partials: Tensor, summed: list[str], grads: dict[str, Tensor | N
     results = {name: grads[name] for name in summed}
     if scale is not None and scale.dim() == 0:
         results["branch_scale"] = partials.new_empty((d,))
-    columns_kernel[(-(-d // WIDTH.value),)](partials, tuple(results.values()), programs, d)
+    start_columns(partials, tuple(results.values()), programs, d)
     if scale is not None and scale.dim() == 0:
         scale.copy_(results["branch_scale"].sum())
+
+
+def start_columns(partials: Tensor, results: tuple[Any, ...], programs: int, width: int) -> None:
+    grid = -(-width // WIDTH.value), 1, 1
+    start(columns_kernel, grid, (partials, results), (programs, width), (), (width,), 4)
 
 
 def like(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -155,8 +164,8 @@ def place(call: Gradient, name: str) -> Tensor:
     return like(operand, operand.dtype)
 
 
-def dropout(call: Call | Gradient) -> tuple[int]:
-    return (dropout_threshold(call.dropout_p) if call.seed is not None else 0,)
+def dropped(call: Call | Gradient) -> int:
+    return dropout_threshold(call.dropout_p) if call.seed is not None else 0
 
 
 def keep_scale(call: Call | Gradient) -> float:
