@@ -31,6 +31,8 @@ GRADIENT = """Tensor? dy, Tensor? ds, Tensor z, Tensor stats, Tensor? x, Tensor?
 FORWARD = f"({CALL}, bool keep_stream, bool keep_stats, str backend) -> (Tensor y, Tensor stream, Tensor stats)"
 BACKWARD = f"({GRADIENT}, str backend) -> ({', '.join(f'Tensor d{name}' for name in OPERANDS)})"
 
+PLAIN = {Tensor, Parameter, type(None)}
+
 LIBRARY = torch.library.Library("addnorm", "DEF")
 LIBRARY.define(f"forward{FORWARD}")
 LIBRARY.define(f"forward_out({CALL}, str backend, *, Tensor(a!) out, Tensor(b!)? stream_out) -> ()")
@@ -41,14 +43,16 @@ LIBRARY.define(f"_backward{BACKWARD}")
 
 
 def forward(call: Call, backend: str, *, stream: bool) -> tuple[Tensor, Tensor]:
-    """y and the stream, which is empty unless asked for or kept for the backward."""
+    """y and the stream, which is something else unless asked for or kept for the backward."""
     wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in call.operands.values())
     keep_stream = stream or (wants_grad and not call.stream_is_x)
-    arguments = (*(getattr(call, name) for name in CALL_FIELDS), keep_stream, wants_grad, backend)
-    route = torch.ops.addnorm.forward
-    if unwatched(backend, call.operands.values()):
-        route = Unwatched.apply if wants_grad else _forward
-    y, z, _ = route(*arguments)
+    short = unwatched(backend, call.operands.values())
+    if short and not wants_grad:
+        y, z, _ = BACKENDS[backend].forward(call, keep_stream=keep_stream, keep_stats=False)
+        return y, y if z is None else z
+    arguments = (getattr(call, name) for name in CALL_FIELDS)
+    route = Unwatched.apply if short else torch.ops.addnorm.forward
+    y, z, _ = route(*arguments, keep_stream, wants_grad, backend)
     return y, z
 
 
@@ -69,7 +73,7 @@ def unwatched(backend: str, tensors: Iterable[Tensor | None]) -> bool:
         and not torch.jit.is_tracing()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._len_torch_function_stack()
-        and all(t is None or type(t) in (Tensor, Parameter) for t in tensors)
+        and {type(t) for t in tensors} <= PLAIN
     )
 
 
