@@ -194,7 +194,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _autograd(ctx: Any, dy: Tensor | None, ds: Tensor | None, _dstats: None) -> tuple[Tensor | None, ...]:
-    arguments = (dy, ds, *ctx.saved_tensors, *ctx.settings)
+    tensors = (dy, ds, *ctx.saved_tensors)  # which checkpointing lets nobody ask for twice
+    arguments = (*tensors, *ctx.settings)
     needs = dict(zip(OPERANDS, ctx.needs_input_grad, strict=False))
     shared = ctx.dx_is_dresidual and needs["x"] and needs["residual"]
     asked = [needed and not (shared and name == "x") for name, needed in needs.items()]
@@ -202,7 +203,7 @@ def _autograd(ctx: Any, dy: Tensor | None, ds: Tensor | None, _dstats: None) -> 
         gradient = as_gradient((*arguments, asked))
         grads = reference.backward(gradient)
     else:
-        short = unwatched(ctx.backend, (dy, ds, *ctx.saved_tensors))
+        short = unwatched(ctx.backend, tensors)
         results = (_backward if short else torch.ops.addnorm.backward)(*arguments, asked, ctx.backend)
         grads = {name: g if needed else None for name, g, needed in zip(OPERANDS, results, asked, strict=True)}
     if shared:

@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from addnorm import add_norm, add_norm_stream, rng
 from addnorm.backends.triton import run
@@ -110,6 +111,21 @@ def watched_calls_are_the_same() -> None:
         assert torch.equal(got[name], value), name
 
 
+def checkpoints_and_second_derivatives_hold() -> None:
+    x, residual = torch.randn(3, 40, requires_grad=True), torch.randn(3, 40)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return add_norm_stream(x, residual, dropout_p=0.5, backend="triton")[0].pow(2).sum()
+
+    grads = []
+    for run_it in (call, lambda x: checkpoint(call, x, use_reentrant=False)):
+        torch.manual_seed(1)
+        grads += torch.autograd.grad(run_it(x), x)
+    assert torch.equal(*grads)
+    (grad,) = torch.autograd.grad(call(x), x, create_graph=True)
+    torch.autograd.grad(grad.pow(2).sum(), x)
+
+
 class Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -148,6 +164,7 @@ def main() -> None:
     for judge in (
         results_agree, exact_at_any_mean, mask_is_the_published_one, rows_are_independent,
         long_column_sums_are_float32, constant_rows, rows_may_be_far_apart, watched_calls_are_the_same,
+        checkpoints_and_second_derivatives_hold,
         mutants_are_rejected,
     ):  # fmt: skip
         judge()
