@@ -43,7 +43,7 @@ LIBRARY.define(f"_backward{BACKWARD}")
 
 
 def forward(call: Call, backend: str, *, stream: bool) -> tuple[Tensor, Tensor]:
-    """y and the stream, which is something else unless asked for or kept for the backward."""
+    """y and the stream; the second means nothing unless asked for or kept for the backward."""
     wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in call.operands.values())
     keep_stream = stream or (wants_grad and not call.stream_is_x)
     short = unwatched(backend, call.operands.values())

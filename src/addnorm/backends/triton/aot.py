@@ -30,8 +30,8 @@ from .norms import POLICIES
 
 WIDEST = 131072
 NAMES = {2: "bf16", 4: "fp32", 8: "fp64"}
-# By name, what is asked for beside the plain call: the column sums, and what takes registers like them (launch.py).
 MEANS = "means"  # not an option, but the pass that a row needs which is split
+# By name, what is asked for beside the plain call: column sums, and extras, which take registers like them (launch.py).
 OPTIONS = {"plain": (0, 0), "dropout": (0, 1), "scaled": (1, 2), "everything": (2, 4), MEANS: (0, 0)}
 VARIANTS = {"layer": ("plain", "dropout", "everything", MEANS), "rms": ("plain", "scaled", "everything")}
 FORWARD_OPTIONS = ("plain", "everything")
