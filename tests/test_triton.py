@@ -119,28 +119,35 @@ def test_an_old_gpu_is_refused_with_a_reason() -> None:
 
 
 COMPILE = """
-from addnorm.backends.triton.aot import VARIANTS, compile_row, fullest, table, variants
-rows = list(table())
-assert len(rows) >= 40
-chosen = [(*entry, *VARIANTS[i % len(VARIANTS)]) for i, entry in enumerate(rows)]
-chosen = [(*entry, norm, fullest(entry[0]) if option == "full" else option) for *entry, norm, option in chosen]
-chosen += [variant for variant in variants() if (*variant[:3],) not in rows]  # the widest that one program holds
-for variant in chosen:
-    c = compile_row(*variant, 90)
+from addnorm.backends.triton.aot import compile_all, table, variants
+every = list(variants())
+assert {(row, size) for row, size, *_ in every} == set(table())
+chosen = [variant for i, variant in enumerate(every) if variant[3:] == ("layer", "plain") or i % 3 == 0]
+for c in compile_all(90, chosen):
     assert c.spills == 0, f"spills: {c}"
     assert c.wide, f"other than 16-byte accesses: {c}"
     assert c.option != "plain" or c.asked <= c.resident, f"more programs than fit: {c}"
 """
 
 
-def test_every_row_of_the_launch_table_compiles_without_spills() -> None:
-    """For sm_90, norms and options in turn; `make aot` compiles them all, for sm_80 and sm_100 too. No registers are
-    spilled, every access to an activation has 16 bytes, and a persistent grid asks for no more programs than fit."""
+def compiled(*command: str) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_every_row_of_the_launch_table_compiles_without_spills() -> None:
+    """For sm_90, each row plain and some of its options; `make aot` compiles them all, for sm_80 and sm_100 too. No
+    registers are spilled, every access to an activation has 16 bytes, and a persistent grid asks for no more programs
+    than fit."""
+    compiled("-c", COMPILE)
+
+
+def test_calls_at_the_edges_compile_as_they_are_launched() -> None:
+    """Triton makes constants of arguments that are 1 and drops those that are None: another program each."""
+    compiled("-m", "tests.support.launches")
 
 
 def test_rows_of_the_launch_table_are_in_order_and_keep_rows_independent() -> None:

@@ -50,9 +50,10 @@ class Call:
     @property
     def compute_dtype(self) -> torch.dtype:
         """The type of the arithmetic, the sums and the statistics."""
-        tensors = self.operands.values()
-        wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
-        return torch.float64 if wide else torch.float32
+        for t in self.operands.values():
+            if t is not None and t.dtype == torch.float64:
+                return torch.float64
+        return torch.float32
 
     @property
     def stream_is_x(self) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from . import reference
 from .backends import BACKENDS, KERNELS, native
@@ -34,6 +35,8 @@ BACKEND = "str? backend=None"  # None: the kernels of x's device
 FORWARD = f"({CALL}, bool keep_stream, bool keep_stats, {OPTIONS}, {DTYPES}, {BACKEND})"
 BACKWARD = f"({GRADIENT}, {OPTIONS}, {KEPT}, {BACKEND}) -> ({', '.join(f'Tensor d{name}' for name in OPERANDS)})"
 
+PLAIN = {Tensor, Parameter, type(None)}
+
 LIBRARY = torch.library.Library("addnorm", "DEF")
 for prefix in ("", "_"):
     LIBRARY.define(f"{prefix}forward{FORWARD} -> (Tensor y, Tensor stream, Tensor stats)")
@@ -44,9 +47,12 @@ FORWARD_ARGUMENTS = (*CALL_FIELDS[:4], "keep_stream", "keep_stats", *CALL_FIELDS
 
 
 def forward(call: Call, backend: str, *, stream: bool) -> tuple[Tensor, Tensor]:
-    """y and the stream, which is empty unless asked for or kept for the backward."""
+    """y and the stream; the second means nothing unless asked for or kept for the backward."""
     wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in call.operands.values())
     keep_stream = stream or (wants_grad and not call.stream_is_x)
+    if not wants_grad and unwatched(backend, call.operands.values()):
+        y, z, _ = BACKENDS[backend].forward(call, keep_stream=keep_stream, keep_stats=False)
+        return y, y if z is None else z
     operands, options = arguments_of(call, backend)
     y, z, _ = torch.ops.addnorm.forward(*operands, keep_stream, wants_grad, *options)
     return y, z
@@ -55,7 +61,22 @@ def forward(call: Call, backend: str, *, stream: bool) -> tuple[Tensor, Tensor]:
 def forward_out(call: Call, backend: str, *, out: Tensor, stream_out: Tensor | None) -> None:
     """Writes y to `out` and the stream to `stream_out`. No gradient."""
     operands, options = arguments_of(call, backend)
-    torch.ops.addnorm.forward_out(*operands, *options, out=out, stream_out=stream_out)
+    short = unwatched(backend, (*call.operands.values(), out, stream_out))
+    route = _forward_out if short else torch.ops.addnorm.forward_out
+    route(*operands, *options, out=out, stream_out=stream_out)
+
+
+def unwatched(backend: str, tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a call may go past the dispatcher, whose share of the host's time is the largest: to a backend in Python,
+    with plain tensors, and neither traced nor under a mode."""
+    return (
+        BACKENDS[backend].in_python
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
+        and {type(t) for t in tensors} <= PLAIN
+    )
 
 
 def arguments_of(call: Call, backend: str) -> tuple[list[Any], list[Any]]:

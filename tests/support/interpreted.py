@@ -4,9 +4,12 @@ a row is not kept in registers (forward) or is split over programs (backward).""
 
 from __future__ import annotations
 
+from typing import Any
 from unittest import mock
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from addnorm import add_norm, add_norm_stream, rng
 from addnorm.backends.triton import run
@@ -23,12 +26,13 @@ from .tolerance import agree, check, units
 WHOLE = ("only_asked_gradients", "unasked_gradients_are_not_made", "dropout_off_draws_nothing", "seeds_come_from_torch")
 SPREAD = ("outputs_are_written_whole", "outputs_may_be_inputs")
 WIDE = (
-    *[Case(shape=(3, d), norm=norm, x=dtype, residual=dtype, mean=3.0, options=options(dropout_p=0.2))
-      for d, dtype in ((20000, BF16), (16391, F32), (9001, F64)) for norm in NORMS],
-    Case(shape=(9, 5120), x=F16, residual=F16), Case(shape=(70, 768), x=BF16),
-    *[Case(shape=(6, 12000), x=BF16, residual=BF16, norm=norm) for norm in NORMS], Case(shape=(5, 7000), x=F16),
-    Case(shape=(3, 9000), x=BF16, residual=BF16, branch_bias=True, branch_scale="vector", row_scale=(3,)),
-    Case(shape=(3, 9000), branch_scale="0-d", branch_bias=True),
+    *[Case(shape=(2, d), norm=norm, x=dtype, residual=dtype, mean=3.0, options=options(dropout_p=p))
+      for d, dtype, norm, p in ((20000, BF16, "layer", 0.2), (20000, BF16, "rms", 0.0), (16391, F32, "rms", 0.2),
+                                (13000, F32, "layer", 0.0), (9001, F32, "rms", 0.0), (9001, F64, "layer", 0.2))],
+    Case(shape=(2, 5120), x=F16, residual=F16), Case(shape=(9, 768), x=BF16), Case(shape=(2, 7000), x=F16),
+    *[Case(shape=(2, 12000), x=BF16, residual=BF16, norm=norm) for norm in NORMS],
+    Case(shape=(2, 9000), x=BF16, residual=BF16, branch_bias=True, branch_scale="vector", row_scale=(2,)),
+    Case(shape=(2, 6000), norm="rms", branch_scale="0-d", branch_bias=True),
 )  # fmt: skip
 
 
@@ -42,7 +46,7 @@ def results_agree() -> None:
 
 
 def exact_at_any_mean() -> None:
-    for d in (33, 1031, 40000):
+    for d in (33, 1031, 13000):
         for mean in (0.0, 1e4, 1e6):
             z = normal((2, d), mean).float()
             z[1, : d // 4] -= 50.0  # a first tile far from the row's mean
@@ -51,7 +55,7 @@ def exact_at_any_mean() -> None:
 
 
 def mask_is_the_published_one() -> None:
-    for rows, d, seed in ((2, 33, 2**40 + 7), (5, 130, -1), (9, 1031, 0)):
+    for rows, d, seed in ((2, 33, 2**40 + 7), (5, 130, -1), (3, 1031, 0)):
         want = rng.mask(seed, rows, d, 32768)
         for dtype in DTYPES:
             x = torch.ones(rows, d, dtype=dtype, requires_grad=True)
@@ -64,11 +68,11 @@ def mask_is_the_published_one() -> None:
 
 def rows_are_independent() -> None:
     for dtype in (F32, BF16):
-        for d in (17, 770):
-            problem = build(Case(shape=(37, d), x=dtype, residual=dtype))
+        for d in (17, 300):
+            problem = build(Case(shape=(23, d), x=dtype, residual=dtype))
             want = carry_out(problem, "triton")["y"]
             a = problem.arguments
-            for rows in (slice(0, 1), slice(5, 8), slice(20, 37)):
+            for rows in (slice(0, 1), slice(5, 8), slice(13, 23)):
                 part = {k: v[rows] if k in ("x", "residual") else v for k, v in a.items()}
                 assert torch.equal(add_norm(**part, backend="triton"), want[rows])
 
@@ -94,6 +98,42 @@ def rows_may_be_far_apart() -> None:
         results.append((y.detach(), *torch.autograd.grad(y, leaf, arriving)))
     for near, far in zip(*results, strict=True):
         assert torch.equal(near, far)
+
+
+def watched_calls_are_the_same() -> None:
+    """Under a mode a call goes through the operators, else past them, to the same bits."""
+    problem = build(EVERYTHING)
+    want = carry_out(problem, "triton")
+    with Watch() as watch:
+        got = carry_out(problem, "triton")
+    assert {"addnorm.forward.default", "addnorm.backward.default"} <= watch.seen
+    for name, value in want.items():
+        assert torch.equal(got[name], value), name
+
+
+def checkpoints_and_second_derivatives_hold() -> None:
+    x, residual = torch.randn(3, 40, requires_grad=True), torch.randn(3, 40)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return add_norm_stream(x, residual, dropout_p=0.5, backend="triton")[0].pow(2).sum()
+
+    grads = []
+    for run_it in (call, lambda x: checkpoint(call, x, use_reentrant=False)):
+        torch.manual_seed(1)
+        grads += torch.autograd.grad(run_it(x), x)
+    assert torch.equal(*grads)
+    (grad,) = torch.autograd.grad(call(x), x, create_graph=True)
+    torch.autograd.grad(grad.pow(2).sum(), x)
+
+
+class Watch(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def mutants_are_rejected() -> None:
@@ -123,7 +163,9 @@ def main() -> None:
     torch.manual_seed(0)
     for judge in (
         results_agree, exact_at_any_mean, mask_is_the_published_one, rows_are_independent,
-        long_column_sums_are_float32, constant_rows, rows_may_be_far_apart, mutants_are_rejected,
+        long_column_sums_are_float32, constant_rows, rows_may_be_far_apart, watched_calls_are_the_same,
+        checkpoints_and_second_derivatives_hold,
+        mutants_are_rejected,
     ):  # fmt: skip
         judge()
     for name in WHOLE:

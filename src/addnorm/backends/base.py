@@ -36,6 +36,7 @@ class Backend(ABC):
     """Carries out forward and backward calls, on the devices and dtypes that it says it supports."""
 
     name: ClassVar[str]
+    in_python: ClassVar[bool] = False  # its calls may go past torch's dispatcher, as its host time is what matters
 
     @abstractmethod
     def supports(self, call: Call) -> Support:

@@ -5,12 +5,15 @@ addnorm.backends.triton.aot --arch 90``. The registers, spills and widths of acc
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +23,19 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .backward import backward_kernel
+from .backward import backward_kernel, means_kernel
 from .forward import forward_kernel
-from .launch import BACKWARD, FORWARD, MANY, Backward, Forward
+from .launch import BACKWARD, FORWARD, MANY, Backward, Forward, backward_for
 from .norms import POLICIES
 
 WIDEST = 131072
 NAMES = {2: "bf16", 4: "fp32", 8: "fp64"}
-# By name, what is asked for beside the plain call. A backward with everything has more column sums than two, so that it
-# is never wider than MANY columns; the fullest that goes beyond is one with dropout.
-OPTIONS = ("plain", "dropout", "everything")
-VARIANTS = (("layer", "plain"), ("layer", "full"), ("rms", "full"))
+MEANS = "means"  # not an option, but the pass that a row needs which is split
+# By name, what is asked for beside the plain call: column sums, and extras, which take registers like them (launch.py).
+OPTIONS = {"plain": (0, 0), "dropout": (0, 1), "scaled": (1, 2), "everything": (2, 4), MEANS: (0, 0)}
+VARIANTS = {"layer": ("plain", "dropout", "everything", MEANS), "rms": ("plain", "scaled", "everything")}
+FORWARD_OPTIONS = ("plain", "everything")
+Variant = tuple[Forward | Backward, int, int, str, str]
 ARGUMENTS_16 = [["tt.divisibility", 16]]
 ARCHS = (80, 90, 100)
 REGISTERS, WARPS, PROGRAMS = 65536, 64, 32  # of a multiprocessor, from sm_80 on
@@ -71,51 +76,43 @@ class Compiled:
         return min(by_registers, by_shared, WARPS // self.warps, PROGRAMS)
 
 
-def table() -> Iterator[tuple[Forward | Backward, int, int]]:
-    """Every row of the launch tables, with the bytes of its elements and the widest width that it takes."""
+def table() -> Iterator[tuple[Forward | Backward, int]]:
+    """Every row of the launch tables, with the bytes of its elements."""
     for tables in (FORWARD, BACKWARD):
         for size, rows in tables.items():
-            yield from ((row, size, min(row.width, WIDEST)) for row in rows)
+            yield from ((row, size) for row in rows)
 
 
-def variants() -> Iterator[tuple[Forward | Backward, int, int, str, str]]:
-    """Every row with each of VARIANTS; the last of the backward also at the widths that one program holds."""
-    for row, size, width in table():
-        for norm, option in VARIANTS:
-            option = fullest(row) if option == "full" else option
-            yield row, size, width, norm, option
-        if isinstance(row, Backward) and row.width > WIDEST:
-            for norm, option in (("layer", "plain"), ("layer", "dropout"), ("rms", "plain"), ("rms", "dropout")):
-                yield row, size, whole(row, norm, option) * row.block, norm, option
+def variants() -> Iterator[Variant]:
+    """Every row, for each of VARIANTS."""
+    for row, size in table():
+        for norm, options in VARIANTS.items():
+            for option in options:
+                yield from ((row, size, width, norm, option) for width in widths(row, size, norm, option))
 
 
-def fullest(row: Forward | Backward) -> str:
-    return "dropout" if isinstance(row, Backward) and row.width > MANY else "everything"
+def widths(row: Forward | Backward, size: int, norm: str, option: str) -> list[int]:
+    """The widest that the row takes; of the backward, where rows are split, also the widest that one program holds."""
+    if isinstance(row, Forward):
+        return [min(row.width, WIDEST)] if option in FORWARD_OPTIONS else []
+    if option == MEANS:
+        return [WIDEST] if splits(row, norm) else []
+    ends = {min(row.width, WIDEST), tiles_of(row, WIDEST, norm, option) * row.block, WIDEST}
+    return sorted(width for width in ends if backward_for(width, size, sums(norm, option)) == row)
+
+
+def splits(row: Backward, norm: str) -> bool:
+    """Whether a row is ever split over several programs, so that its means are a pass of their own."""
+    held = min(tiles_of(row, WIDEST, norm, option) for option in VARIANTS[norm]) * row.block
+    return held < row.width or row.width >= MANY
 
 
 def sums(norm: str, option: str) -> int:
-    return 1 + (norm == "layer") + 2 * (option == "everything")
+    return 1 + (norm == "layer") + OPTIONS[option][0]
 
 
-def whole(row: Backward, norm: str, option: str) -> int:
-    """The tiles that one program holds at most."""
-    return row.tiles(WIDEST, sums(norm, option), option != "plain")
-
-
-def compile_row(row: Forward | Backward, size: int, width: int, norm: str, option: str, arch: int) -> Compiled:
-    build = forward_source if isinstance(row, Forward) else backward_source
-    source = build(row, size, width, norm, option)
-    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": row.warps})
-    registers, spills = ptxas(binary.asm["ptx"], arch)
-    accesses = re.findall(r"(?:(?:ld|st)\.global[.\w:]*|cp\.async\.c[ag][.\w]*)", binary.asm["ptx"])
-    kind, asked, partials = "forward", 0, 0
-    if isinstance(row, Backward):
-        kind, asked = "backward", row.programs
-        partials = sums(norm, option) * row.tiles(width, sums(norm, option), option != "plain")
-    return Compiled(
-        kind, NAMES[size], width, norm, option, arch, row.warps, registers, binary.metadata.shared, spills,
-        dict(sorted(Counter(accesses).items())), partials, asked,
-    )  # fmt: skip
+def tiles_of(row: Backward, width: int, norm: str, option: str) -> int:
+    return row.tiles(width, sums(norm, option), OPTIONS[option][1])
 
 
 def source_of(kernel: Any, pointers: dict[str, str], numbers: dict[str, str], constants: dict[str, Any]) -> ASTSource:
@@ -147,7 +144,7 @@ def forward_source(row: Any, size: int, width: int, norm: str, option: str) -> A
     constants = {
         "row_scale_stride": 1, "STATISTICS": policy.statistics, "NORMALISE": policy.normalise,
         "SHIFTS": policy.shifts, "STATS": policy.stats, "D": width, "SCALAR": False, "ALIGN": 8, "C": compute,
-        "ROWS": row.rows, "BLOCK": row.block, "KEEP": row.keep,
+        "ROWS": row.rows, "BLOCK": row.block, "ACCESS": 16 // size, "KEEP": row.keep,
     }  # fmt: skip
     return source_of(forward_kernel, pointers, numbers, constants)
 
@@ -156,23 +153,42 @@ def backward_source(row: Any, size: int, width: int, norm: str, option: str) -> 
     element, wide, compute = types(size)
     policy = POLICIES[norm]
     everything = option == "everything"
-    tiles = row.tiles(width, sums(norm, option), option != "plain")
+    tiles, extras = tiles_of(row, width, norm, option), OPTIONS[option][1]
     pointers = dict.fromkeys(("dy", "ds", "z", "weight", "dresidual"), element) | {"stats": wide, "partials": wide}
     if width > tiles * row.block:
         pointers["means"] = wide
     if option != "plain":
-        pointers |= {"dx": element, "seed": "*i64"}
-    if option == "everything":
-        pointers |= dict.fromkeys(("x", "branch_bias", "branch_scale", "row_scale", "drow_scale"), element)
+        pointers["dx"] = element
+    if option in ("dropout", "everything"):
+        pointers["seed"] = "*i64"
+    if option in ("scaled", "everything"):
+        pointers |= dict.fromkeys(("x", "branch_scale", "row_scale", "drow_scale"), element)
+    if everything:
+        pointers["branch_bias"] = element
     numbers = dict.fromkeys(("rows", "dy_stride", "ds_stride", "z_stride", "x_stride", "threshold"), "i32")
     numbers |= dict.fromkeys(("residual_scale", "keep_scale", "weight_offset"), "fp64")
     constants = {
         "row_scale_stride": 1, "NORMALISE": policy.normalise, "BACKWARD": policy.backward,
         "STATS": policy.stats, "D": width, "SCALAR": False, "ALIGN": 8, "C": compute,
-        "WEIGHT": True, "BIAS": norm == "layer", "BRANCH_BIAS": everything, "BRANCH_SCALE": everything,
-        "ROWS": row.rows, "BLOCK": row.block, "TILES": tiles, "HELD": row.holds(option != "plain"),
+        "WEIGHT": True, "BIAS": norm == "layer", "BRANCH_BIAS": everything, "BRANCH_SCALE": "x" in pointers,
+        "ROWS": row.rows, "BLOCK": row.block, "ACCESS": 16 // size, "TILES": tiles, "HELD": row.holds(extras),
     }  # fmt: skip
     return source_of(backward_kernel, pointers, numbers, constants)
+
+
+def means_source(row: Any, size: int, width: int, norm: str, option: str) -> ASTSource:
+    element, wide, compute = types(size)
+    policy = POLICIES[norm]
+    pointers = dict.fromkeys(("dy", "z", "weight"), element) | dict.fromkeys(("stats", "means"), wide)
+    numbers = dict.fromkeys(("rows", "dy_stride", "z_stride"), "i32") | {"weight_offset": "fp64"}
+    constants = {
+        "NORMALISE": policy.normalise, "STATS": policy.stats, "D": width, "ALIGN": 8, "C": compute,
+        "BLOCK": 2 * row.block,
+    }  # fmt: skip
+    return source_of(means_kernel, pointers, numbers, constants)
+
+
+SOURCES = {"forward": forward_source, "backward": backward_source, "means": means_source}
 
 
 def ptxas(ptx: str, arch: int) -> tuple[int, int]:
@@ -190,6 +206,27 @@ def ptxas(ptx: str, arch: int) -> tuple[int, int]:
     return int(registers[1]), sum(map(int, spills))
 
 
+def compile_row(row: Forward | Backward, size: int, width: int, norm: str, option: str, arch: int) -> Compiled:
+    kernel = "forward" if isinstance(row, Forward) else "means" if option == MEANS else "backward"
+    source = SOURCES[kernel](row, size, width, norm, option)
+    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": row.warps})
+    registers, spills = ptxas(binary.asm["ptx"], arch)
+    accesses = re.findall(r"(?:(?:ld|st)\.global[.\w:]*|cp\.async\.c[ag][.\w]*)", binary.asm["ptx"])
+    asked, partials = 0, 0
+    if isinstance(row, Backward) and kernel == "backward":
+        asked, partials = row.programs, sums(norm, option) * tiles_of(row, width, norm, option)
+    return Compiled(
+        kernel, NAMES[size], width, norm, option, arch, row.warps, registers, binary.metadata.shared, spills,
+        dict(sorted(Counter(accesses).items())), partials, asked,
+    )  # fmt: skip
+
+
+def compile_all(arch: int, chosen: Iterable[Variant]) -> Iterator[Compiled]:
+    """Each variant, in order, by as many processes as there are cores."""
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(compile_row, *zip(*((*variant, arch) for variant in chosen), strict=True))
+
+
 COLUMNS = ("kernel", "dtype", "width", "norm", "option", "warps", "registers", "shared bytes", "spilled bytes",
            "programs a multiprocessor")  # fmt: skip
 
@@ -202,7 +239,8 @@ def row_of(c: Compiled) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m addnorm.backends.triton.aot",
-        description="Registers, shared memory and spills of every row of the launch table, as Markdown. Spills fail.",
+        description="Registers, shared memory and spills of every row of the launch table, as Markdown. "
+        "Spills, and accesses to activations of other than 16 bytes, fail.",
     )
     parser.add_argument("--arch", type=int, action="append", choices=ARCHS, help="default: 80, 90 and 100")
     archs = parser.parse_args().arch or ARCHS
@@ -211,15 +249,17 @@ def main() -> int:
         "# The GPU kernels as ptxas sees them\n\nWritten by `make aot`; nothing here was run. What the columns say is"
     )
     print(f"in [gpu.md](gpu.md). Triton {triton.__version__}.")
-    spilled = 0
+    wrong = []
     for arch in archs:
         print(f"\n## sm_{arch}\n\n| {' | '.join(COLUMNS)} |\n|-|-|-:|-|-|{'-:|' * 5}", flush=True)
-        for done, variant in enumerate(found):
+        for done, compiled in enumerate(compile_all(arch, found), 1):
             print(f"[{done}/{len(found)}] sm_{arch}", file=sys.stderr)
-            compiled = compile_row(*variant, arch)
-            spilled += compiled.spills
             print(row_of(compiled), flush=True)
-    return int(spilled > 0)
+            if compiled.spills or not compiled.wide:
+                wrong.append(compiled)
+    for compiled in wrong:
+        print(f"spills, or other than 16-byte accesses: {compiled}", file=sys.stderr)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

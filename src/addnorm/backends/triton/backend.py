@@ -57,6 +57,7 @@ class Triton(Backend):
     """CUDA tensors of any dtype and stride; CPU tensors, when named, where Triton's interpreter is on."""
 
     name = "triton"
+    in_python = True
 
     def supports(self, call: Call) -> Support:
         device = call.x.device

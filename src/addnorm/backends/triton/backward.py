@@ -87,7 +87,7 @@ def means_of(
     return divide(sum_g, count), divide(sum_gx, count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def means_kernel(
     dy, z, stats, weight, means, rows, dy_stride, z_stride, weight_offset: tl.float64,
     NORMALISE: tl.constexpr, STATS: tl.constexpr, D: tl.constexpr, ALIGN: tl.constexpr,
@@ -104,7 +104,7 @@ def means_kernel(
     tl.store(means + 2 * row + 1, mean_gx)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "threshold"])
 def backward_kernel(
     dy, ds, z, stats, x, weight, branch_bias, branch_scale, row_scale, seed, means,
     dx, dresidual, drow_scale, partials,
@@ -113,7 +113,7 @@ def backward_kernel(
     NORMALISE: tl.constexpr, BACKWARD: tl.constexpr, STATS: tl.constexpr,
     D: tl.constexpr, SCALAR: tl.constexpr, ALIGN: tl.constexpr, C: tl.constexpr,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, BRANCH_BIAS: tl.constexpr, BRANCH_SCALE: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr, HELD: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ACCESS: tl.constexpr, TILES: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     WHOLE: tl.constexpr = D % (BLOCK * TILES) == 0
     SUMS: tl.constexpr = WEIGHT + BIAS + BRANCH_BIAS + BRANCH_SCALE
@@ -204,7 +204,7 @@ def backward_kernel(
                 store(dresidual, row * D, cols, inside, residual_scale * dz, D, WHOLE)
             kept = tl.full([1, 1], 1.0, C)
             if seed is not None:
-                kept = keep(tl.load(seed), row, first, threshold, keep_scale, C, ROWS, BLOCK)
+                kept = keep(tl.load(seed), row, first, threshold, keep_scale, C, ROWS, BLOCK, ACCESS)
             scale = tl.full([1, 1], 1.0, C)
             if branch_scale is not None:
                 scale = tl.load(branch_scale).to(C) if SCALAR else load(branch_scale, lane * 0, cols, None, D, WHOLE, C)

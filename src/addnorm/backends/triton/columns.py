@@ -9,7 +9,7 @@ TOGETHER = tl.constexpr(16)  # partials added side by side
 WIDTH = tl.constexpr(64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def columns_kernel(partials, results, programs, width):
     """``results[k][column]`` = the sum over p of ``partials[k, p, column]``."""
     cols = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)[None, :]

@@ -46,6 +46,7 @@ def tile(
     x, residual, branch_bias, branch_scale, row_scale, seed,
     row, inside, x_stride, residual_stride, first, threshold, residual_scale, keep_scale,
     D: tl.constexpr, SCALAR: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ACCESS: tl.constexpr,
 ):  # fmt: skip
     """z = residual_scale * residual + row_scale * branch_scale * dropout(x + branch_bias), BLOCK columns of it."""
     cols = first + tl.arange(0, BLOCK)[None, :]
@@ -53,7 +54,7 @@ def tile(
     if branch_bias is not None:
         z += load(branch_bias, row * 0, cols, None, D, D % BLOCK == 0, C)
     if seed is not None:
-        z *= keep(tl.load(seed), row, first, threshold, keep_scale, C, ROWS, BLOCK)
+        z *= keep(tl.load(seed), row, first, threshold, keep_scale, C, ROWS, BLOCK, ACCESS)
     if branch_scale is not None:
         if SCALAR:
             z *= tl.load(branch_scale).to(C)
@@ -90,14 +91,14 @@ def write(
     store(y, row * y_stride, cols, inside, result, D, D % BLOCK == 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "threshold"])
 def forward_kernel(
     x, residual, y, z, stats, weight, bias, branch_bias, branch_scale, row_scale, seed,
     rows, x_stride, residual_stride, y_stride, z_stride, row_scale_stride, threshold,
     eps: tl.float64, residual_scale: tl.float64, keep_scale: tl.float64, weight_offset: tl.float64,
     STATISTICS: tl.constexpr, NORMALISE: tl.constexpr, SHIFTS: tl.constexpr, STATS: tl.constexpr,
     D: tl.constexpr, SCALAR: tl.constexpr, ALIGN: tl.constexpr, C: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, KEEP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ACCESS: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     TILES: tl.constexpr = (D + BLOCK - 1) // BLOCK
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -120,7 +121,7 @@ def forward_kernel(
         for t in tl.static_range(TILES):
             kept = kept + (tile(
                 x, residual, branch_bias, branch_scale, per_row, seed, row, inside, x_stride, residual_stride,
-                t * BLOCK, threshold, residual_scale, keep_scale, D, SCALAR, C, ROWS, BLOCK,
+                t * BLOCK, threshold, residual_scale, keep_scale, D, SCALAR, C, ROWS, BLOCK, ACCESS,
             ),)  # fmt: skip
 
     # The shift: the row's mean, or of a row that is not kept the mean of its first tile.
@@ -134,7 +135,7 @@ def forward_kernel(
         else:
             head = tile(
                 x, residual, branch_bias, branch_scale, per_row, seed, row, inside, x_stride, residual_stride,
-                0, threshold, residual_scale, keep_scale, D, SCALAR, C, ROWS, BLOCK,
+                0, threshold, residual_scale, keep_scale, D, SCALAR, C, ROWS, BLOCK, ACCESS,
             )  # fmt: skip
             shift = divide(tl.sum(head, 1, keep_dims=True), tl.full([ROWS, 1], min(D, BLOCK), C))
 
@@ -157,7 +158,7 @@ def forward_kernel(
                 for t in range(TILES):
                     value = tile(
                         x, residual, branch_bias, branch_scale, per_row, seed, row, inside, x_stride, residual_stride,
-                        t * BLOCK, threshold, residual_scale, keep_scale, D, SCALAR, C, ROWS, BLOCK,
+                        t * BLOCK, threshold, residual_scale, keep_scale, D, SCALAR, C, ROWS, BLOCK, ACCESS,
                     )  # fmt: skip
                     sum_1, sum_2 = deviations(value, shift, t * BLOCK, sum_1, sum_2, D, BLOCK)
     results = STATISTICS(shift, tl.sum(sum_1, 1, keep_dims=True), tl.sum(sum_2, 1, keep_dims=True), count, eps)
@@ -176,7 +177,7 @@ def forward_kernel(
             first = (TILES - 1 - t) * BLOCK  # backwards: what was read last is what the cache surely has
             value = tile(
                 x, residual, branch_bias, branch_scale, per_row, seed, row, inside, x_stride, residual_stride,
-                first, threshold, residual_scale, keep_scale, D, SCALAR, C, ROWS, BLOCK,
+                first, threshold, residual_scale, keep_scale, D, SCALAR, C, ROWS, BLOCK, ACCESS,
             )  # fmt: skip
             write(
                 y, z, weight, bias, value, results, row, inside, y_stride, z_stride, first, weight_offset,

@@ -1,7 +1,8 @@
-"""Two repairs to Triton 3.6's interpreter, made when it is what runs the kernels (``TRITON_INTERPRET=1``).
+"""Three repairs to Triton 3.6's interpreter, made when it is what runs the kernels (``TRITON_INTERPRET=1``).
 
-It truncates float32 to bfloat16 and loses the carry into the exponent, where a GPU rounds to nearest even; and it
-converts one-element arrays to Python integers in a way that NumPy 2.4 refuses.
+It truncates float32 to bfloat16 and loses the carry into the exponent, where a GPU rounds to nearest even; it converts
+one-element arrays to Python integers in a way that NumPy 2.4 refuses; and it makes the language ready again at each
+call of a jit function from another, which takes a third of the time.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
 
+READY: set[str] = set()
 CAST, PATCH_TENSOR = interpreter.InterpreterBuilder.cast_impl, interpreter._patch_lang_tensor
 
 
@@ -40,6 +42,16 @@ def patch_tensor(tensor: Any, scope: Any) -> None:
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
+def call_jit(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """`InterpretedFunction.__call__`, which makes the language ready for a module once; every launch does it too."""
+    module = function.fn.__module__
+    if module not in READY:
+        READY.add(module)
+        interpreter._patch_lang(function.fn)
+    return function.rewrite()(*args, **kwargs)
+
+
 def repair() -> None:
+    interpreter.InterpretedFunction.__call__ = call_jit
     interpreter.InterpreterBuilder.cast_impl = cast
     interpreter._patch_lang_tensor = patch_tensor

@@ -37,14 +37,15 @@ class Backward:
     programs: int
     held: int
 
-    def tiles(self, width: int, sums: int, drops: bool) -> int:
-        """Tiles of a program, of a row of some width, with so many column sums; a mask takes as much room as a sum, and
-        one sum alone as much as two, for the rest that is in the registers."""
-        return min(max(1, self.room // max(2, sums + drops)), -(-width // self.block))
+    def tiles(self, width: int, sums: int, extras: int) -> int:
+        """Tiles of a program, of a row of some width. An extra takes as much room as a column sum: a mask, the sum for
+        the branch's bias once more, x twice; one sum alone takes as much as two."""
+        fit = max(1, self.room // max(2, sums + extras))
+        return min(fit, -(-min(width, self.width) // self.block))
 
-    def holds(self, drops: bool) -> int:
-        """`held`, but nothing where the registers of sixteen warps are wanted for a mask."""
-        return 0 if drops and self.warps == 16 else self.held
+    def holds(self, extras: int) -> int:
+        """`held`, but nothing where the registers of sixteen warps are wanted for extras."""
+        return 0 if extras and self.warps == 16 else self.held
 
 
 HALF_FORWARD = (
@@ -64,19 +65,19 @@ DOUBLE_FORWARD = (
 FORWARD: dict[int, tuple[Forward, ...]] = {2: HALF_FORWARD, 4: SINGLE_FORWARD, 8: DOUBLE_FORWARD}
 
 HALF_BACKWARD = (
-    Backward(64, 32, 64, 4, 5, 4, 1), Backward(128, 16, 128, 4, 5, 4, 1), Backward(256, 8, 256, 4, 5, 4, 1),
-    Backward(768, 4, 256, 4, 15, 6, 1), Backward(1024, 1, 512, 2, 10, 8, 1), Backward(2048, 1, 1024, 4, 10, 4, 1),
-    Backward(4096, 1, 2048, 8, 10, 2, 1), Backward(6144, 1, 2048, 8, 9, 2, 0), Backward(8192, 1, 4096, 16, 6, 1, 1),
-    Backward(ANY, 1, 4096, 16, 8, 1, 0),
+    Backward(64, 32, 64, 4, 8, 4, 1), Backward(128, 16, 128, 4, 8, 4, 1), Backward(256, 8, 256, 4, 8, 4, 1),
+    Backward(768, 4, 256, 4, 24, 3, 1), Backward(1024, 1, 512, 2, 16, 8, 1), Backward(2048, 1, 1024, 4, 16, 4, 1),
+    Backward(4096, 1, 2048, 8, 16, 2, 1), Backward(6144, 1, 2048, 8, 9, 2, 0), Backward(8192, 1, 4096, 16, 8, 1, 1),
+    Backward(16384, 1, 4096, 16, 8, 1, 0), Backward(ANY, 1, 4096, 8, 2, 2, 0),
 )  # fmt: skip
 SINGLE_BACKWARD = (
-    Backward(64, 16, 64, 4, 5, 6, 1), Backward(128, 8, 128, 4, 5, 6, 1), Backward(256, 4, 256, 4, 5, 5, 1),
-    Backward(1024, 1, 256, 2, 20, 8, 1), Backward(2048, 1, 512, 4, 20, 4, 1), Backward(4096, 1, 1024, 8, 20, 2, 1),
-    Backward(6144, 1, 2048, 16, 9, 1, 1), Backward(ANY, 1, 2048, 16, 12, 1, 0),
+    Backward(64, 16, 64, 4, 8, 6, 1), Backward(128, 8, 128, 4, 8, 6, 1), Backward(256, 4, 256, 4, 8, 5, 1),
+    Backward(1024, 1, 256, 2, 32, 8, 1), Backward(2048, 1, 512, 4, 32, 4, 1), Backward(4096, 1, 2048, 8, 16, 2, 1),
+    Backward(6144, 1, 2048, 16, 9, 1, 1), Backward(12288, 1, 2048, 16, 12, 1, 0), Backward(ANY, 1, 2048, 8, 4, 2, 0),
 )  # fmt: skip
 DOUBLE_BACKWARD = (
-    Backward(64, 4, 64, 4, 5, 4, 1), Backward(128, 4, 128, 4, 5, 4, 1), Backward(256, 2, 256, 4, 5, 4, 1),
-    Backward(1024, 1, 256, 4, 20, 2, 0), Backward(4096, 1, 1024, 8, 11, 1, 0), Backward(ANY, 1, 1024, 8, 8, 1, 0),
+    Backward(64, 4, 64, 4, 8, 4, 1), Backward(128, 2, 128, 4, 8, 4, 1), Backward(256, 2, 256, 4, 8, 4, 1),
+    Backward(1024, 1, 256, 4, 20, 2, 1), Backward(4096, 1, 1024, 8, 12, 1, 0), Backward(ANY, 1, 1024, 8, 6, 1, 0),
 )  # fmt: skip
 BACKWARD: dict[int, tuple[Backward, ...]] = {2: HALF_BACKWARD, 4: SINGLE_BACKWARD, 8: DOUBLE_BACKWARD}
 

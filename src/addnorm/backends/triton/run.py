@@ -7,19 +7,18 @@ from functools import cache
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...call import OPERANDS, Call, Gradient, dropout_threshold
+from ...call import Call, Gradient, dropout_threshold
 from .arguments import itemsize, matrix, steps, vector
 from .backward import backward_kernel, means_kernel
 from .columns import WIDTH, columns_kernel
 from .forward import forward_kernel
 from .launch import Backward, Forward, backward_for, forward_for
 from .norms import POLICIES
+from .start import INTERPRETED, start
 
-INTERPRETED = triton.knobs.runtime.interpret
 if INTERPRETED:
     from .interpreter import repair
 
@@ -27,6 +26,7 @@ if INTERPRETED:
 
 COLUMN_GRADIENTS = ("weight", "bias", "branch_bias", "branch_scale")
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+ACCESS = 16  # bytes that a thread moves at once
 PROCESSORS = 4  # that the interpreter plays
 HERE = contextlib.nullcontext()
 
@@ -43,29 +43,30 @@ def forward(
     """y, the stream and the statistics; by the row of the launch table for the width, or by a given one."""
     shape, d = call.x.shape, call.x.shape[-1]
     policy, compute = POLICIES[call.norm], call.compute_dtype
-    empty = call.x.new_empty
-    y = empty(shape, dtype=call.out_dtype) if out is None else out
+    y = like(call.x, call.out_dtype) if out is None else out
     z = stream_out
     if keep_stream and z is None:
-        z = empty(shape, dtype=call.stream_dtype)
-    stats = empty((*shape[:-1], policy.stats), dtype=compute) if keep_stats else None
+        z = like(call.x, call.stream_dtype)
+    stats = call.x.new_empty((*shape[:-1], policy.stats), dtype=compute) if keep_stats else None
     if call.x.numel() == 0:
         return y, z, None if stats is None else stats.zero_()
     matrices = [matrix(t, d) for t in (call.x, call.residual, y, z)]
     x, residual, y_rows, z_rows = matrices
-    launch = launch or forward_for(d, itemsize(matrices, compute))
+    size = itemsize(matrices, compute)
+    launch = launch or forward_for(d, size)
     strides, align = steps(matrices, d)
     rows = call.x.numel() // d
     row_scale = vector(None if call.row_scale is None else call.row_scale.reshape(rows))
     weight, bias, branch_bias, branch_scale = map(vector, (call.weight, call.bias, call.branch_bias, call.branch_scale))
+    scalar = branch_scale is not None and branch_scale.dim() == 0
     with on(call.x):
-        forward_kernel[(-(-rows // launch.rows),)](
-            x, residual, y_rows, z_rows, stats, weight, bias, branch_bias, branch_scale, row_scale, call.seed,
-            rows, *strides, 1, *dropout(call),
-            call.eps, call.residual_scale, keep_scale(call), call.weight_offset,
-            policy.statistics, policy.normalise, policy.shifts, policy.stats,
-            d, branch_scale is not None and branch_scale.dim() == 0, align, TYPES[compute],
-            launch.rows, launch.block, launch.keep, num_warps=launch.warps,
+        start(
+            forward_kernel, (-(-rows // launch.rows), 1, 1),
+            (x, residual, y_rows, z_rows, stats, weight, bias, branch_bias, branch_scale, row_scale, call.seed),
+            (rows, *strides, 1, dropped(call), call.eps, call.residual_scale, keep_scale(call), call.weight_offset),
+            (policy.statistics, policy.normalise, policy.shifts, policy.stats, d, scalar, align, TYPES[compute],
+             launch.rows, launch.block, ACCESS // size, launch.keep),
+            (call.norm, *strides, d, scalar, align, size, launch), launch.warps,
         )  # fmt: skip
     for given, written in ((z, z_rows), (y, y_rows)):
         if given is not None and written is not None and given.data_ptr() != written.data_ptr():
@@ -75,22 +76,23 @@ def forward(
 
 def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor | None]:
     """The gradients that are needed; by the row of the launch table for the width, or by a given one."""
-    shape, d, needed = call.z.shape, call.z.shape[-1], call.needed
+    d, needed = call.z.shape[-1], call.needed
     policy, compute = POLICIES[call.norm], call.compute_dtype
-    grads = {name: grad if needed[name] else None for name, grad in allocate(call).items()}
+    grads = {name: place(call, name) if wanted else None for name, wanted in needed.items()}
     if call.z.numel() == 0:
         return {name: None if grad is None else grad.zero_() for name, grad in grads.items()}
     wants_x = needed["branch_scale"] or needed["row_scale"]
     matrices = [matrix(t, d) for t in (call.dy, call.ds, call.z, call.x if wants_x else None)]
     dy, ds, z, x = matrices
     size = itemsize([*matrices, grads["x"], grads["residual"]], compute)
-    (dy_step, ds_step, z_step, x_step), align = steps(matrices, d)
+    unit_steps, align = steps(matrices, d)
+    dy_step, _, z_step, _ = unit_steps
     rows = call.z.numel() // d
     # Without dy nothing arrives at the norm's own parameters.
     summed = [name for name in COLUMN_GRADIENTS if needed[name] and (dy is not None or name.startswith("branch"))]
     launch = launch or backward_for(d, size, len(summed))
-    drops = call.seed is not None
-    tiles = launch.tiles(d, len(summed), drops)
+    extras = (call.seed is not None) + ("branch_bias" in summed) + 2 * wants_x
+    tiles = launch.tiles(d, len(summed), extras)
     splits = -(-d // (tiles * launch.block))
     programs = max(1, min(-(-rows // launch.rows), processors(z.device) * launch.programs // splits))
     partials = z.new_empty((len(summed), programs, d), dtype=compute) if summed else None
@@ -100,31 +102,34 @@ def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor
     means = z.new_empty((rows, 2), dtype=compute) if splits > 1 and dy is not None else None
     row_scale = vector(None if call.row_scale is None else call.row_scale.reshape(rows))
     weight, branch_bias, branch_scale = map(vector, (call.weight, call.branch_bias, call.branch_scale))
+    scalar = branch_scale is not None and branch_scale.dim() == 0
+    flags = tuple([name in summed for name in COLUMN_GRADIENTS])
     with on(z):
         if means is not None:
-            means_kernel[(rows,)](
-                dy, z, call.stats, weight, means, rows, dy_step, z_step, call.weight_offset,
-                policy.normalise, policy.stats, d, align, TYPES[compute], 2 * launch.block, num_warps=launch.warps,
+            start(
+                means_kernel, (rows, 1, 1), (dy, z, call.stats, weight, means),
+                (rows, dy_step, z_step, call.weight_offset),
+                (policy.normalise, policy.stats, d, align, TYPES[compute], 2 * launch.block),
+                (call.norm, dy_step, z_step, d, align, launch), launch.warps,
             )  # fmt: skip
-        backward_kernel[(programs, splits)](
-            dy, ds, z, call.stats, x, weight, branch_bias, branch_scale, row_scale, call.seed, means,
-            grads["x"], grads["residual"], by_row, partials,
-            rows, dy_step, ds_step, z_step, x_step, 1, *dropout(call),
-            call.residual_scale, keep_scale(call), call.weight_offset,
-            policy.normalise, policy.backward, policy.stats,
-            d, branch_scale is not None and branch_scale.dim() == 0, align, TYPES[compute],
-            *(name in summed for name in COLUMN_GRADIENTS), launch.rows, launch.block, tiles,
-            launch.holds(drops), num_warps=launch.warps,
+        start(
+            backward_kernel, (programs, splits, 1),
+            (dy, ds, z, call.stats, x, weight, branch_bias, branch_scale, row_scale, call.seed, means,
+             grads["x"], grads["residual"], by_row, partials),
+            (rows, *unit_steps, 1, dropped(call), call.residual_scale, keep_scale(call), call.weight_offset),
+            (policy.normalise, policy.backward, policy.stats, d, scalar, align, TYPES[compute], *flags,
+             launch.rows, launch.block, ACCESS // size, tiles, launch.holds(extras)),
+            (call.norm, *unit_steps, d, scalar, align, size, flags, tiles, extras, launch), launch.warps,
         )  # fmt: skip
         if partials is not None:
             add_columns(partials, summed, grads)
         if by_row is not grads["row_scale"] and by_row is not None:
-            columns_kernel[(-(-rows // WIDTH.value),)](by_row, (grads["row_scale"],), splits, rows)
+            start_columns(by_row, (grads["row_scale"],), splits, rows)
     for name in ("weight", "bias"):
         grad = grads[name]
         if grad is not None and name not in summed:
             grad.zero_()
-    return {name: None if grad is None else grad.view(shape_of(call, name, shape)) for name, grad in grads.items()}
+    return grads
 
 
 def add_columns(partials: Tensor, summed: list[str], grads: dict[str, Tensor | None]) -> None:
@@ -134,35 +139,33 @@ def add_columns(partials: Tensor, summed: list[str], grads: dict[str, Tensor | N
     results = {name: grads[name] for name in summed}
     if scale is not None and scale.dim() == 0:
         results["branch_scale"] = partials.new_empty((d,))
-    columns_kernel[(-(-d // WIDTH.value),)](partials, tuple(results.values()), programs, d)
+    start_columns(partials, tuple(results.values()), programs, d)
     if scale is not None and scale.dim() == 0:
         scale.copy_(results["branch_scale"].sum())
 
 
-def allocate(call: Gradient) -> dict[str, Tensor]:
-    """A place for each gradient that is needed."""
-    dtypes: dict[str, Any] = {
-        "x": call.x_dtype, "residual": call.residual_dtype, "bias": call.bias_dtype,
-        **{name: t.dtype for name in OPERANDS if isinstance(t := getattr(call, name, None), Tensor) and name != "x"},
-    }  # fmt: skip
-    return {
-        name: call.z.new_empty(shape_of(call, name, call.z.shape), dtype=dtypes[name])
-        for name, needed in call.needed.items()
-        if needed
-    } | {name: call.z.new_empty(0) for name, needed in call.needed.items() if not needed}
+def start_columns(partials: Tensor, results: tuple[Any, ...], programs: int, width: int) -> None:
+    grid = -(-width // WIDTH.value), 1, 1
+    start(columns_kernel, grid, (partials, results), (programs, width), (), (width,), 4)
 
 
-def shape_of(call: Gradient, name: str, shape: torch.Size) -> torch.Size:
+def like(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous tensor of the same shape: the quickest of torch's ways to make one."""
+    return torch.empty_like(t, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def place(call: Gradient, name: str) -> Tensor:
+    """Where an operand's gradient goes."""
     if name in ("x", "residual"):
-        return shape
-    if name == "row_scale":
-        return shape[:-1]
-    scale = call.branch_scale
-    return scale.shape if name == "branch_scale" and scale is not None else shape[-1:]
+        return like(call.z, call.x_dtype if name == "x" else call.residual_dtype)
+    if name == "bias":
+        return call.z.new_empty(call.z.shape[-1:], dtype=call.bias_dtype)
+    operand = getattr(call, name)
+    return like(operand, operand.dtype)
 
 
-def dropout(call: Call | Gradient) -> tuple[int]:
-    return (dropout_threshold(call.dropout_p) if call.seed is not None else 0,)
+def dropped(call: Call | Gradient) -> int:
+    return dropout_threshold(call.dropout_p) if call.seed is not None else 0
 
 
 def keep_scale(call: Call | Gradient) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...call import Gradient, describe
 from ...cuda_clock import CudaClock
 from . import run
-from .aot import compile_row, whole
+from .aot import compile_row
 from .launch import ANY, BACKWARD, FORWARD, Backward, Forward
 
 Row = Forward | Backward
@@ -98,10 +98,7 @@ def quickest(row: Row, size: int, measure: Measure, spills: Spills, say: Callabl
 def spilled(row: Row, size: int) -> int:
     """Bytes that the row spills on the current device, with LayerNorm and nothing else."""
     major, minor = torch.cuda.get_device_capability()
-    width = tuned_width(row)
-    if isinstance(row, Backward):
-        width = min(width, whole(row, "layer", "plain") * row.block)
-    return compile_row(row, size, width, "layer", "plain", 10 * major + minor).spills
+    return compile_row(row, size, tuned_width(row), "layer", "plain", 10 * major + minor).spills
 
 
 def timed(clock: CudaClock) -> Measure:

@@ -1,0 +1,109 @@
+"""Calls at the edges, through Triton's own launching, for a GPU that is not there: `python -m tests.support.launches`.
+
+Every kernel is specialised on its arguments and compiled for sm_90, as a first call on the card does it; what would be
+launched is recorded instead. The interpreter sees none of this. Then, that the second call launches the same without
+Triton's search for the program, and that other rows and rates need no other programs.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+from addnorm.backends.triton import run
+from addnorm.call import Gradient, describe
+
+from .cases import BF16, EVERYTHING, F16, F64, NORMS, Case, build, options
+
+WIDE = 131072
+KERNELS = {"forward_kernel", "backward_kernel", "means_kernel", "columns_kernel"}
+CASES = (
+    Case(shape=(1, 1)), Case(shape=(64,), x=BF16), Case(shape=(1, 64), x=BF16, residual=BF16),
+    Case(shape=(5, 8), x=F16), EVERYTHING, Case(shape=(3, 64), grads="y"),
+    Case(shape=(3, 33), layout="padded"), Case(shape=(3, 40), layout="expanded"), Case(shape=(3, 40), layout="windows"),
+    Case(shape=(3, 64), options=options(dropout_p=1e-5)), Case(shape=(3, 64), options=options(dropout_p=1e-9)),
+    Case(shape=(3, 64), weight=False, bias=False, residual=None),
+    Case(shape=(3, 64), grads="stream", branch_scale="0-d"),
+    Case(shape=(3, 100), x=F64, residual=BF16, parameters=F16, branch_bias=True, options=options(dropout_p=0.5)),
+    Case(shape=(1, WIDE), x=BF16, residual=BF16, row_scale=(1,), branch_scale="0-d", branch_bias=True),
+)  # fmt: skip
+
+
+class Recorder:
+    """A driver for one sm_90, which notes the kernels by name instead of launching them."""
+
+    def __init__(self) -> None:
+        self.launched: list[tuple[Any, ...]] = []
+        self.utils = SimpleNamespace(
+            load_binary=lambda *arguments: (1, 1, 0, 0, 1024),
+            get_device_properties=lambda device: {"max_shared_mem": 232448},
+        )
+        self.get_current_device = self.get_current_stream = lambda *device: 0
+        self.get_current_target = lambda: GPUTarget("cuda", 90, 32)
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Any:
+        def launch(x: int, y: int, z: int, stream: int, function: int, *arguments: Any) -> None:
+            self.launched.append((metadata.name, metadata.hash, x, y, z, *map(likeness, arguments[4:])))
+
+        return launch
+
+    def taken(self) -> list[tuple[Any, ...]]:
+        self.launched, launched = [], self.launched
+        return launched
+
+
+def likeness(argument: Any) -> Any:
+    """An argument without its memory."""
+    if isinstance(argument, tuple):
+        return tuple(map(likeness, argument))
+    return (argument.dtype, argument.shape) if isinstance(argument, Tensor) else str(argument)
+
+
+def carry_out(case: Case) -> None:
+    """Forward and backward with everything kept and asked for."""
+    problem = build(case)
+    call = describe(**problem.arguments)
+    y, z, stats = run.forward(call, keep_stream=True, keep_stats=True)
+    run.forward(call, keep_stream=False, keep_stats=False)
+    assert z is not None
+    assert stats is not None
+    needs = [t is not None for t in call.operands.values()]
+    residual_dtype = call.x.dtype if call.residual is None else call.residual.dtype
+    run.backward(Gradient(
+        dy=problem.dy, ds=problem.ds, z=z, stats=stats, x=call.x if any(needs[-2:]) else None, weight=call.weight,
+        branch_bias=call.branch_bias, branch_scale=call.branch_scale, row_scale=call.row_scale, seed=call.seed,
+        norm=call.norm, eps=call.eps, residual_scale=call.residual_scale, dropout_p=call.dropout_p,
+        weight_offset=call.weight_offset, x_dtype=call.x.dtype, residual_dtype=residual_dtype,
+        bias_dtype=y.dtype if call.bias is None else call.bias.dtype, needs=needs,
+    ))  # fmt: skip
+
+
+def main() -> None:
+    recorder, names = Recorder(), set()
+    driver.set_active(recorder)  # pyright: ignore[reportArgumentType]
+    with mock.patch.object(run, "processors", return_value=132):
+        for i, case in enumerate(CASES):
+            case = Case(**{**vars(case), "norm": NORMS[i % 2]})
+            try:
+                carry_out(case)
+            except Exception as error:
+                raise AssertionError(f"{case} does not compile") from error
+            first = recorder.taken()
+            names |= {name for name, *_ in first}
+            with mock.patch.object(JITFunction, "run", side_effect=AssertionError("looked up by Triton again")):
+                carry_out(case)
+            assert recorder.taken() == first, f"{case}: launched otherwise the second time"
+        assert names == KERNELS
+        for rows, p in ((1, 0.1), (2, 0.5), (16, 1e-5), (1000, 0.25)):
+            carry_out(Case(shape=(rows, 64), options=options(dropout_p=p)))
+        programs = [name for name, _ in {(name, program) for name, program, *_ in recorder.taken()}]
+        assert sorted(programs) == ["backward_kernel", "columns_kernel", "forward_kernel", "forward_kernel"], programs
+
+
+if __name__ == "__main__":
+    main()
