@@ -2,8 +2,8 @@
 
 The only file that speaks to torch.library: schemas, fake kernels, autograd. The arguments of an operator are
 the fields of `Call` and `Gradient`, in their order, and a few switches. What most calls leave at its default comes
-last: torch drops such arguments from the graphs it traces, and each that a graph passes costs it about a third of a
-microsecond. Results that are not asked for are empty tensors.
+last: torch drops such arguments from the graphs it traces, and each that a graph passes costs time at every call.
+Results that are not asked for are empty tensors.
 
 The extension has the autograd of the operators (csrc/torch/node.cpp) and their kernels for the CPU, without Python
 (csrc/torch/operators.cpp). What is not its own it hands to ``_forward`` and ``_backward``, the same in Python. Where
