@@ -69,7 +69,8 @@ def test_bench_table_page_and_markdown(saved: Path, tmp_path: Path, capsys: Capt
     assert sorted(tmp_path.iterdir()) == [html, saved]
     assert cli.main(["bench", "--load", str(saved), "--markdown"]) == 0
     tables = capsys.readouterr().out
-    assert tables.startswith("**Times quicker than torch eager**") and "\n**Forward**\n" in tables
+    assert tables.startswith("**Times quicker than torch eager**")
+    assert "\n**Forward**\n" in tables
 
 
 def test_demo_json_and_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture) -> None:
