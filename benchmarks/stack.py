@@ -2,8 +2,9 @@
 
 python benchmarks/stack.py [--layers 12] [--width 768] [--tokens 128] [--compile] [--alone]
 
-Each round takes one sample of either, in turn first and second; what is given is the median of the rounds' ratios, and
-in brackets its 95 % confidence interval by order statistics, which assumes nothing about the noise.
+Each round takes one sample of each, every round another one first; what is given is the median of the rounds' ratios,
+and in brackets its 95 % confidence interval by order statistics, which assumes nothing about the noise. A second copy
+of the written model is the control: its ratio to the first should be 1.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def main() -> None:
         models: dict[str, nn.Module] = {
             "written": Written(base, args.width, dropout),  # the same sublayers: their weights lie in memory once
             "stack": addnorm.Stack(base, args.width, dropout=dropout),
+            "control": Written(base, args.width, dropout),
         }
         for model in models.values():
             model.train(mode == "training")
@@ -102,10 +104,15 @@ def main() -> None:
         step = inference if mode == "inference" else training
         steps = {name: step(model, x) for name, model in models.items()}
         times = samples(steps, rounds=args.rounds, warmup=3, budget=args.seconds)
-        ratio, low, high = paired(times, "written", "stack")
         written, stack = (1e3 * median(times[name]) for name in ("written", "stack"))
-        print(f"{mode}, dropout {dropout:g}: written {written:.2f} ms, stack {stack:.2f} ms, "
-              f"{ratio:.3f}x [{low:.3f}, {high:.3f}], {len(times['stack'])} rounds", flush=True)  # fmt: skip
+        ratio, control = (
+            "{:.3f}x [{:.3f}, {:.3f}]".format(*paired(times, "written", name)) for name in ("stack", "control")
+        )
+        print(
+            f"{mode}, dropout {dropout:g}: written {written:.2f} ms, stack {stack:.2f} ms, {ratio}, "
+            f"control {control}, {len(times['stack'])} rounds",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
