@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import markupsafe
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.utils import PlotlyJSONEncoder
@@ -40,17 +38,8 @@ def render(document: Document) -> str:
     """The whole page: styles, numbers and the drawing code inside it, nothing loaded from anywhere."""
     drawn = any(section.figures for section in document.sections)
     return TEMPLATES.get_template("page.html.j2").render(
-        document=document, plot=plot, breakable=breakable, plotlyjs=get_plotlyjs() if drawn else ""
+        document=document, plot=plot, plotlyjs=get_plotlyjs() if drawn else ""
     )
-
-
-def breakable(text: str) -> markupsafe.Markup:
-    """Escaped, and with leave to break a module's path after its dots.
-
-    >>> breakable("<b> at layers.0.norm")
-    Markup('&lt;b&gt; at layers.0.<wbr>norm')
-    """
-    return markupsafe.Markup(re.sub(r"\.(?=[^\W\d])", ".<wbr>", str(markupsafe.escape(text))))
 
 
 def write(document: Document, path: Path) -> None:
