@@ -1,7 +1,7 @@
 // The vectors of length d in the arithmetic's type and the access policy's lane order, brought there once per call.
 #pragma once
 
-#include "elements.h"
+#include "access.h"
 #include "scratch.h"
 
 namespace addnorm::ADDNORM_ISA {

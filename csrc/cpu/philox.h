@@ -4,7 +4,7 @@
 // A mask is thus a pure function of (seed, row, column), whatever the width, the instruction set and the number of threads.
 #pragma once
 
-#include "elements.h"
+#include "access.h"
 
 namespace addnorm::ADDNORM_ISA {
 

@@ -4,7 +4,7 @@
 // remainders 0, 1 and 4 modulo 8, and are mostly rounded down. 64 additions make 1/s 3 units too large at mean 1e4, 16 less than 1.
 #pragma once
 
-#include "elements.h"
+#include "access.h"
 
 namespace addnorm::ADDNORM_ISA {
 
