@@ -2,21 +2,26 @@
 
 #include <ATen/core/List.h>
 #include <c10/core/ScalarType.h>
+#include <torch/csrc/Dtype.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include "plain.h"
 
 namespace addnorm {
 namespace {
 
-class Reader {
+class StackReader {
  public:
-  Reader(const Stack& stack, size_t count) : next_(stack.end() - static_cast<std::ptrdiff_t>(count)) {}
+  StackReader(const Stack& stack, size_t count) : next_(stack.end() - static_cast<std::ptrdiff_t>(count)) {}
 
   const at::Tensor* tensor() {
     const c10::IValue& value = *next_++;
     return value.isNone() ? nullptr : &value.toTensor();
   }
+  const at::Tensor* seed() { return tensor(); }
   double number() { return (next_++)->toDouble(); }
   bool flag() { return (next_++)->toBool(); }
-  const std::string& name() { return (next_++)->toStringRef(); }
+  std::string name() { return (next_++)->toStringRef(); }
   std::optional<std::string> optional_name() {
     const c10::IValue& value = *next_++;
     return value.isNone() ? std::nullopt : std::optional(value.toStringRef());
@@ -32,55 +37,144 @@ class Reader {
     for (size_t i = 0; i < kOperands; ++i) flags[i] = given[i];
     return flags;
   }
-  Settings settings(Operands& operands) {
-    Settings settings;
-    settings.norm = name();
-    settings.options.eps = number();
-    settings.options.dropout_p = number();
-    settings.seed = tensor();
-    for (const Operand i : {kBranchBias, kBranchScale, kRowScale}) operands[i] = tensor();
-    settings.options.residual_scale = number();
-    settings.options.weight_offset = number();
-    return settings;
-  }
 
  private:
   Stack::const_iterator next_;
 };
 
-c10::IValue value(const at::Tensor* t) { return t == nullptr ? c10::IValue() : c10::IValue(*t); }
+// Takes what is exactly of the type that it should be, and the plain tensors; `plain` turns false at anything else.
+class PythonReader {
+ public:
+  explicit PythonReader(PyObject* const* objects) : next_(objects) {}
 
-}  // namespace
+  bool plain = true;
 
-ForwardArguments forward_arguments(const Stack& stack, size_t count) {
-  Reader next(stack, count);
+  const at::Tensor* tensor() {
+    const at::Tensor* t = any_tensor();
+    if (t != nullptr) plain = plain && is_plain(*t);
+    return t;
+  }
+  const at::Tensor* seed() {
+    const at::Tensor* t = any_tensor();
+    if (t != nullptr) plain = plain && is_dense_cpu(*t) && t->scalar_type() == at::kLong && t->numel() == 1;
+    return t;
+  }
+  double number() {
+    PyObject* object = *next_++;
+    plain = plain && PyFloat_CheckExact(object);
+    return plain ? PyFloat_AS_DOUBLE(object) : 0;
+  }
+  bool flag() { return as_flag(*next_++); }
+  std::string name() {
+    PyObject* object = *next_++;
+    Py_ssize_t size = 0;
+    const char* text = PyUnicode_CheckExact(object) ? PyUnicode_AsUTF8AndSize(object, &size) : nullptr;
+    if (text == nullptr) PyErr_Clear();
+    plain = plain && text != nullptr;
+    return {text == nullptr ? "" : text, static_cast<size_t>(size)};
+  }
+  std::optional<std::string> optional_name() {
+    if (*next_ != Py_None) return name();
+    ++next_;
+    return std::nullopt;
+  }
+  at::ScalarType dtype(at::ScalarType otherwise) {
+    PyObject* object = *next_++;
+    if (object == Py_None) return otherwise;
+    plain = plain && THPDtype_Check(object);
+    return plain ? reinterpret_cast<THPDtype*>(object)->scalar_type : otherwise;
+  }
+  std::array<bool, kOperands> flags() {
+    PyObject* object = *next_++;
+    std::array<bool, kOperands> flags{};
+    plain = plain && PyList_CheckExact(object) && PyList_GET_SIZE(object) == kOperands;
+    for (size_t i = 0; plain && i < kOperands; ++i) flags[i] = as_flag(PyList_GET_ITEM(object, static_cast<Py_ssize_t>(i)));
+    return flags;
+  }
+
+ private:
+  const at::Tensor* any_tensor() {
+    PyObject* object = *next_++;
+    if (object == Py_None) return nullptr;
+    plain = plain && THPVariable_CheckExact(object);
+    return plain ? &THPVariable_Unpack(object) : nullptr;
+  }
+  bool as_flag(PyObject* object) {
+    plain = plain && PyBool_Check(object);
+    return object == Py_True;
+  }
+
+  PyObject* const* next_;
+};
+
+template <class Reader>
+Settings settings(Reader& next, Operands& operands) {
+  Settings settings;
+  settings.norm = next.name();
+  settings.options.eps = next.number();
+  settings.options.dropout_p = next.number();
+  settings.seed = next.seed();
+  for (const Operand i : {kBranchBias, kBranchScale, kRowScale}) operands[i] = next.tensor();
+  settings.options.residual_scale = next.number();
+  settings.options.weight_offset = next.number();
+  return settings;
+}
+
+template <class Reader>
+ForwardArguments forward_arguments(Reader& next) {
   ForwardArguments call;
   for (const Operand i : {kX, kResidual, kWeight, kBias}) call.operands[i] = next.tensor();
   call.keep_stream = next.flag();
   call.keep_stats = next.flag();
-  call.settings = next.settings(call.operands);
-  const at::Tensor &x = *call.operands[kX], *residual = call.operands[kResidual];
-  const at::ScalarType stored =
-      residual == nullptr ? x.scalar_type() : c10::promoteTypes(x.scalar_type(), residual->scalar_type());
+  call.settings = settings(next, call.operands);
+  const at::Tensor *x = call.operands[kX], *residual = call.operands[kResidual];
+  const at::ScalarType alone = x == nullptr ? at::kFloat : x->scalar_type();
+  const at::ScalarType stored = residual == nullptr ? alone : c10::promoteTypes(alone, residual->scalar_type());
   call.settings.options.out_dtype = next.dtype(stored);
   call.settings.options.stream_dtype = next.dtype(stored);
   call.settings.backend = next.optional_name();
   return call;
 }
 
-BackwardArguments backward_arguments(const Stack& stack, size_t count) {
-  Reader next(stack, count);
+template <class Reader>
+BackwardArguments backward_arguments(Reader& next) {
   BackwardArguments call;
-  for (const at::Tensor** t : {&call.incoming.dy, &call.incoming.ds, &call.incoming.z, &call.incoming.stats}) *t = next.tensor();
+  Incoming& in = call.incoming;
+  for (const at::Tensor** t : {&in.dy, &in.ds, &in.z, &in.stats}) *t = next.tensor();
   call.needs = next.flags();
   call.operands[kWeight] = next.tensor();
-  call.settings = next.settings(call.operands);
+  call.settings = settings(next, call.operands);
   call.operands[kX] = next.tensor();
-  for (at::ScalarType* type : {&call.types.x, &call.types.residual, &call.types.bias}) {
-    *type = next.dtype(call.incoming.z->scalar_type());
-  }
+  const at::ScalarType stored = in.z == nullptr ? at::kFloat : in.z->scalar_type();
+  for (at::ScalarType* type : {&call.types.x, &call.types.residual, &call.types.bias}) *type = next.dtype(stored);
   call.settings.backend = next.optional_name();
   return call;
+}
+
+c10::IValue value(const at::Tensor* t) { return t == nullptr ? c10::IValue() : c10::IValue(*t); }
+
+}  // namespace
+
+ForwardArguments forward_arguments(const Stack& stack, size_t count) {
+  StackReader next(stack, count);
+  return forward_arguments(next);
+}
+
+BackwardArguments backward_arguments(const Stack& stack, size_t count) {
+  StackReader next(stack, count);
+  return backward_arguments(next);
+}
+
+bool read(PyObject* const* objects, ForwardArguments& call) {
+  PythonReader next(objects);
+  call = forward_arguments(next);
+  return next.plain && call.operands[kX] != nullptr;
+}
+
+bool read(PyObject* const* objects, BackwardArguments& call) {
+  PythonReader next(objects);
+  call = backward_arguments(next);
+  return next.plain && call.incoming.z != nullptr && call.incoming.stats != nullptr;
 }
 
 // Arguments at the end that have their default can be left out where a graph is traced: so a dtype that is z's is none.

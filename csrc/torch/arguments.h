@@ -1,5 +1,8 @@
-// The arguments of addnorm::forward and addnorm::backward as the dispatcher has them: on a stack, in the order of ops.py.
+// The arguments of addnorm::forward and addnorm::backward in the order of ops.py: as the dispatcher has them, on a stack, and as Python
+// does.
 #pragma once
+
+#include <Python.h>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
@@ -41,6 +44,10 @@ struct BackwardArguments {
 // They borrow what lies on the stack, whose last `count` values they are.
 ForwardArguments forward_arguments(const Stack& stack, size_t count);
 BackwardArguments backward_arguments(const Stack& stack, size_t count);
+
+// The same of a call's Python objects, borrowed too; false: not plainly right, and for the dispatcher to judge.
+bool read(PyObject* const* objects, ForwardArguments& call);
+bool read(PyObject* const* objects, BackwardArguments& call);
 
 // The other way round.
 Stack as_stack(const BackwardArguments& arguments);

@@ -1,4 +1,5 @@
-// The Python module: the short way in (add_norm, add_norm_stream) and the backend's functions (forward, backward).
+// The Python module: the short way in (add_norm, add_norm_stream), the backend's functions (forward, backward) and the
+// operators' short way.
 #include <Python.h>
 
 #include <ATen/record_function.h>
@@ -13,27 +14,13 @@
 #include <string>
 
 #include "call.h"
+#include "gil.h"
 #include "node.h"
 #include "short_call.h"
+#include "short_operators.h"
 
 namespace addnorm {
 namespace {
-
-// Below this many elements releasing the GIL costs more than it frees.
-constexpr int64_t kReleaseElements = 16384;
-
-class ReleaseGil {
- public:
-  explicit ReleaseGil(bool release) : state_(release ? PyEval_SaveThread() : nullptr) {}
-  ~ReleaseGil() {
-    if (state_ != nullptr) PyEval_RestoreThread(state_);
-  }
-  ReleaseGil(const ReleaseGil&) = delete;
-  ReleaseGil& operator=(const ReleaseGil&) = delete;
-
- private:
-  PyThreadState* state_;
-};
 
 // -- reading arguments that ops.py or call.py have checked: a wrong one throws ------------------------------
 
@@ -205,6 +192,14 @@ PyObject* py_set_reference_backward(PyObject*, PyObject* callable) {
   Py_RETURN_NONE;
 }
 
+PyObject* py_set_dispatched(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  expect_arguments(count, 2);
+  set_dispatched(args[0], args[1]);
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
+}
+
 template <class Function>
 PyCFunction as_method(Function function) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
@@ -213,6 +208,9 @@ PyCFunction as_method(Function function) {
 PyMethodDef methods[] = {
     {"add_norm", as_method(py_short<false>), METH_FASTCALL, "y, or None where the call is not plain."},
     {"add_norm_stream", as_method(py_short<true>), METH_FASTCALL, "(y, stream), or None where the call is not plain."},
+    {"short_forward", as_method(short_forward), METH_FASTCALL | METH_KEYWORDS, "addnorm::forward, past the dispatcher where the call is plain."},
+    {"short_backward", as_method(short_backward), METH_FASTCALL | METH_KEYWORDS, "addnorm::backward, past the dispatcher where the call is plain."},
+    {"set_dispatched", as_method(py_set_dispatched), METH_FASTCALL, "The operators that take what is not plain."},
     {"forward", as_method(py_forward), METH_FASTCALL, "(y, z or None, stats or None)."},
     {"backward", as_method(py_backward), METH_FASTCALL, "A gradient or None for each operand."},
     {"stream_floor", as_method(py_stream_floor), METH_FASTCALL, "Moves bytes as fast as this machine can."},

@@ -16,14 +16,22 @@
 #include "arguments.h"
 #include "call.h"
 #include "node.h"
+#include "operators.h"
 
 namespace addnorm {
 namespace {
 
 // The operators are public, where add_norm checks all and says more: they check what would end the process.
-void check_operands(const Operands& operands) {
-  for (const at::Tensor* t : operands) {
-    TORCH_CHECK(t == nullptr || is_supported(t->scalar_type()), "addnorm: there is no kernel for ", t->scalar_type());
+void check_operands(const Operands& operands, at::IntArrayRef sizes) {
+  TORCH_CHECK(!sizes.empty(), "addnorm: there is no dimension to normalise over");
+  const at::IntArrayRef rows = sizes.slice(0, sizes.size() - 1), columns = sizes.slice(sizes.size() - 1);
+  for (size_t i = 0; i < kOperands; ++i) {
+    if (operands[i] == nullptr) continue;
+    const at::Tensor& t = *operands[i];
+    TORCH_CHECK(is_supported(t.scalar_type()), "addnorm: there is no kernel for ", t.scalar_type());
+    const bool is_number = i == kBranchScale && t.dim() == 0;
+    const at::IntArrayRef expected = i == kX || i == kResidual ? sizes : i == kRowScale ? rows : columns;
+    TORCH_CHECK(is_number || t.sizes() == expected, "addnorm: an operand of shape ", t.sizes(), " where ", expected, " is due");
   }
 }
 
@@ -38,10 +46,18 @@ Options kernel_options(const Settings& settings) {
   return options;
 }
 
+// Results that are not asked for are empty tensors.
 template <size_t N>
-void give(Stack* stack, size_t arguments, std::array<at::Tensor, N> results, at::ScalarType dtype) {
+void fill(std::array<at::Tensor, N>& results, at::ScalarType dtype) {
+  for (at::Tensor& result : results) {
+    if (!result.defined()) result = at::detail::empty_cpu({0}, dtype);
+  }
+}
+
+template <size_t N>
+void give(Stack* stack, size_t arguments, std::array<at::Tensor, N> results) {
   torch::jit::drop(*stack, arguments);
-  for (at::Tensor& result : results) stack->emplace_back(result.defined() ? std::move(result) : at::detail::empty_cpu({0}, dtype));
+  for (at::Tensor& result : results) stack->emplace_back(std::move(result));
 }
 
 // These have no autograd of their own: below it, as the caller is.
@@ -54,31 +70,14 @@ void cpu_forward(const c10::OperatorHandle& op, Stack* stack) {
   const size_t count = op.schema().arguments().size();
   const ForwardArguments call = forward_arguments(*stack, count);
   if (!call.settings.for_cpu_kernels()) return in_python("addnorm::_forward", stack);
-  check_operands(call.operands);
-  TORCH_CHECK(call.operands[kX]->dim() > 0, "addnorm: x has no dimension to normalise over");
-  const Options options = kernel_options(call.settings);
-  Results results = forward(call.operands, options, call.keep_stream, call.keep_stats);
-  give<3>(stack, count, {std::move(results.y), std::move(results.z), std::move(results.stats)}, options.out_dtype);
+  give<3>(stack, count, run_forward(call));
 }
 
 void cpu_backward(const c10::OperatorHandle& op, Stack* stack) {
   const size_t count = op.schema().arguments().size();
   const BackwardArguments call = backward_arguments(*stack, count);
   if (!call.settings.for_cpu_kernels()) return in_python("addnorm::_backward", stack);
-  check_operands(call.operands);
-  for (const at::Tensor* t : {call.incoming.dy, call.incoming.ds, call.incoming.z, call.incoming.stats}) {
-    TORCH_CHECK(t == nullptr || is_supported(t->scalar_type()), "addnorm: there is no kernel for ", t->scalar_type());
-  }
-  for (const Operand i : {kWeight, kBranchBias, kBranchScale, kRowScale}) {
-    TORCH_CHECK(!call.needs[i] || call.operands[i] != nullptr,
-                "addnorm: a gradient is asked for of an operand that is not given");
-  }
-  for (const at::ScalarType type : {call.types.x, call.types.residual, call.types.bias}) {
-    TORCH_CHECK(is_supported(type), "addnorm: there is no kernel for ", type);
-  }
-  Gradients grads = backward(call.incoming, call.operands, kernel_options(call.settings), call.types, call.needs);
-  const at::ScalarType like = call.incoming.z->scalar_type();  // before the stack lets go of z
-  give<kOperands>(stack, count, std::move(grads), like);
+  give<kOperands>(stack, count, run_backward(call));
 }
 
 void below_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
@@ -130,6 +129,34 @@ torch::CppFunction boxed() {
 }
 
 }  // namespace
+
+std::array<at::Tensor, 3> run_forward(const ForwardArguments& call) {
+  check_operands(call.operands, call.operands[kX]->sizes());
+  const Options options = kernel_options(call.settings);
+  Results kept = forward(call.operands, options, call.keep_stream, call.keep_stats);
+  std::array results{std::move(kept.y), std::move(kept.z), std::move(kept.stats)};
+  fill(results, options.out_dtype);
+  return results;
+}
+
+std::array<at::Tensor, kOperands> run_backward(const BackwardArguments& call) {
+  const at::Tensor& z = *call.incoming.z;
+  check_operands(call.operands, z.sizes());
+  for (const at::Tensor* t : {call.incoming.dy, call.incoming.ds, &z, call.incoming.stats}) {
+    TORCH_CHECK(t == nullptr || is_supported(t->scalar_type()), "addnorm: there is no kernel for ", t->scalar_type());
+  }
+  for (const Operand i : {kWeight, kBranchBias, kBranchScale, kRowScale}) {
+    TORCH_CHECK(!call.needs[i] || call.operands[i] != nullptr,
+                "addnorm: a gradient is asked for of an operand that is not given");
+  }
+  for (const at::ScalarType type : {call.types.x, call.types.residual, call.types.bias}) {
+    TORCH_CHECK(is_supported(type), "addnorm: there is no kernel for ", type);
+  }
+  Gradients grads = backward(call.incoming, call.operands, kernel_options(call.settings), call.types, call.needs);
+  fill(grads, z.scalar_type());
+  return grads;
+}
+
 }  // namespace addnorm
 
 TORCH_LIBRARY_IMPL(addnorm, CPU, m) {

@@ -17,17 +17,20 @@ inline bool within(c10::DispatchKeySet keys, c10::DispatchKeySet allowed) {
 }
 
 // A dense CPU tensor with nothing behind it that the dispatcher would have to see: no subclass, no batching, no
-// functional or conjugate wrapper, no forward-mode tangent.
-inline bool is_plain(const at::Tensor& t) {
+// functional or conjugate wrapper.
+inline bool is_dense_cpu(const at::Tensor& t) {
   using c10::DispatchKey;
   constexpr c10::DispatchKeySet plain({DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::ADInplaceOrView,
                                        DispatchKey::AutocastCPU});
-  if (!within(t.key_set(), plain) || !t.is_cpu() || !is_supported(t.scalar_type())) return false;
+  return within(t.key_set(), plain) && t.is_cpu();
+}
+
+// One that the kernels take, and without a forward-mode tangent.
+inline bool is_plain(const at::Tensor& t) {
+  if (!is_dense_cpu(t) || !is_supported(t.scalar_type())) return false;
   const auto* meta = torch::autograd::impl::get_autograd_meta(t);
   return meta == nullptr || meta->fw_grad_ == nullptr;
 }
-
-inline bool is_plain_or_undefined(const at::Tensor& t) { return !t.defined() || is_plain(t); }
 
 // Whether this thread runs as it does by default: no mode, transform or tracing. On the CPU autocast changes no norm.
 inline bool is_plain_thread() {

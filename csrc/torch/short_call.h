@@ -176,7 +176,7 @@ class ShortCall {
     }
     if (!THPVariable_CheckExact(object)) return false;
     const at::Tensor& seed = THPVariable_Unpack(object);
-    if (!seed.is_cpu() || seed.scalar_type() != at::kLong || seed.numel() != 1 || !seed.has_storage()) return false;
+    if (!is_dense_cpu(seed) || seed.scalar_type() != at::kLong || seed.numel() != 1) return false;
     options.seed = static_cast<uint64_t>(*seed.const_data_ptr<int64_t>());
     return true;
   }

@@ -37,11 +37,16 @@ BACKWARD = f"({GRADIENT}, {OPTIONS}, {KEPT}, {BACKEND}) -> ({', '.join(f'Tensor 
 
 PLAIN = {Tensor, Parameter, type(None)}
 
+# Operands may have any strides: Inductor needs no copies, and passes only the arguments that a graph has.
+TAGS = (torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag)
+
 LIBRARY = torch.library.Library("addnorm", "DEF")
 for prefix in ("", "_"):
-    LIBRARY.define(f"{prefix}forward{FORWARD} -> (Tensor y, Tensor stream, Tensor stats)")
-    LIBRARY.define(f"{prefix}backward{BACKWARD}")
-LIBRARY.define(f"forward_out({CALL}, {OPTIONS}, {DTYPES}, {BACKEND}, *, Tensor(a!) out, Tensor(b!)? stream_out) -> ()")
+    LIBRARY.define(f"{prefix}forward{FORWARD} -> (Tensor y, Tensor stream, Tensor stats)", tags=TAGS)
+    LIBRARY.define(f"{prefix}backward{BACKWARD}", tags=TAGS)
+LIBRARY.define(
+    f"forward_out({CALL}, {OPTIONS}, {DTYPES}, {BACKEND}, *, Tensor(a!) out, Tensor(b!)? stream_out) -> ()", tags=TAGS
+)
 
 FORWARD_ARGUMENTS = (*CALL_FIELDS[:4], "keep_stream", "keep_stats", *CALL_FIELDS[4:], "backend")
 
@@ -262,3 +267,8 @@ if native.EXTENSION is None:
     torch.library.register_autograd("addnorm::backward", _no_double_backward, lib=LIBRARY)
 else:
     native.EXTENSION.set_reference_backward(_reference_backward)
+    # What a compiled graph calls, torch.ops.addnorm.forward.default, is an object that holds a callable: ours answers
+    # plain calls itself (csrc/torch/short_operators.h).
+    _operators = (torch.ops.addnorm.forward.default, torch.ops.addnorm.backward.default)
+    native.EXTENSION.set_dispatched(*(operator._op for operator in _operators))
+    _operators[0]._op, _operators[1]._op = native.EXTENSION.short_forward, native.EXTENSION.short_backward

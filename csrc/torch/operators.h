@@ -1,0 +1,13 @@
+// What addnorm::forward and addnorm::backward compute on the CPU, below autograd.
+#pragma once
+
+#include <array>
+
+#include "arguments.h"
+
+namespace addnorm {
+
+std::array<at::Tensor, 3> run_forward(const ForwardArguments& call);
+std::array<at::Tensor, kOperands> run_backward(const BackwardArguments& call);
+
+}  // namespace addnorm
