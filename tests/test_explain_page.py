@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from addnorm.claims import CLAIMS, Explanation, explain
-from addnorm.claims.base import Claim, Evidence
+from addnorm.claims.base import Claim, Evidence, near, reported
 from addnorm.plot import Control, Curve, Plot
 from addnorm.report import page
-from addnorm.report.explain import document
+from addnorm.report.explain import document, held, section
 
 from .support.browser import chromium, resize
 from .test_report import HOSTILE, Loads
@@ -37,6 +37,15 @@ def test_the_page_holds_all_that_it_needs() -> None:
     assert parsed.loads == []
     assert parsed.tags.count("figure") == len(SHORT)
     assert "svg" in parsed.tags
+
+
+def test_what_is_only_reported_is_not_counted_as_inside() -> None:
+    numbers = (near("a", 1.0, 1.0, 0.1, "why"), near("b", 2.0, 1.0, 0.1, "why"), reported("c", 3.0, "open"))
+    evidence = Evidence(numbers, Plot("", (0,), ()))
+    assert held(evidence) == "1 of 2"
+    (table,) = section(CLAIMS["history"], evidence).tables
+    assert [row[-1] for row in table.rows] == ["yes", "NO", "–"]
+    assert table.notes[:2] == ("a; b: why.", "c: open.")
 
 
 def test_hostile_claims_stay_text() -> None:

@@ -193,9 +193,7 @@ def test_float16_overflow_inside_the_model_is_found() -> None:
 
 ALONE = [  # each fault, and all that is found: what it is, and what follows from it
     (idle, 1, {"residual_ratio", "block_influence"}, set()),
-    # The stream that it leaves is so long that the next branch hardly turns it.
-    (exploding, 2, {"residual_ratio"},
-     {("sites.3.norm", "residual_ratio"), ("sites.3.norm", "block_influence"), ("", "norm_growth")}),
+    (exploding, 2, {"residual_ratio"}, {("", "norm_growth")}),  # the next branch, small beside it, is as it was
     (dead, 1, {"dead_channels"}, set()),
     (large_eps, 1, {"sigma"}, set()),
     # The last sum is all branch: its norm takes out what came along the skip, and the gradient with it.

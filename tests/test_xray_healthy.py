@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from addnorm.xray import inspect
 
 transformers: Any = pytest.importorskip("transformers")
+
+from .support.models import TINY, Size, cases, first  # noqa: E402
 
 VOCABULARY = {"vocab_size": 100}
 MASK = torch.ones(3, 10, dtype=torch.long)
@@ -60,6 +63,34 @@ def cubed(output: Any) -> Tensor:
 def test_transformers_at_initialisation(name: str, width: int, layers: int) -> None:
     model = MODELS[name](width, layers)
     assert inspect(model, [words(), words()], loss=cubed).findings == ()
+
+
+WIDER = replace(TINY, layers=3, width=128, heads=4, inner=256, words=100, sentences=3, length=12, image=16)
+
+
+@pytest.mark.parametrize("size", [TINY, WIDER], ids=["narrow", "wide"])
+@pytest.mark.parametrize("name", ["CLIP", "Gemma 3", "Whisper"])
+def test_models_of_other_kinds_at_initialisation(name: str, size: Size) -> None:
+    """Two towers and a sum of embeddings under a norm; norms after the sublayers; sinusoids longer than any branch."""
+    case = cases(size)[name]
+    torch.manual_seed(3)
+    model = case.build()
+    torch.manual_seed(1)
+    found = inspect(model, [case.inputs(), case.inputs()], loss=lambda output: (first(output) ** 3).mean())
+    assert found.findings == (), str(found)
+
+
+def test_an_idle_branch_is_found_beside_another_stream() -> None:
+    """In an encoder whose stream is longer than the decoder's."""
+    case = cases(TINY)["Whisper"]
+    torch.manual_seed(3)
+    model: Any = case.build()
+    with torch.no_grad():
+        for parameter in model.encoder.layers[1].fc2.parameters():
+            parameter *= 1e-3
+    found = inspect(model, [case.inputs()])
+    assert {each.measurement for each in found.findings} == {"residual_ratio", "block_influence"}
+    assert {each.site for each in found.findings} == {"encoder.layer_norm"}  # the norm that follows the branch's sum
 
 
 @pytest.mark.parametrize("layers", [2, 12])

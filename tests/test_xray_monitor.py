@@ -124,6 +124,16 @@ def test_bad_arguments(arguments: tuple[Any, ...], error: type[Exception], messa
         Monitor(model, every=every, log=log)
 
 
+def test_a_model_without_sites_is_refused_at_its_first_pass() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    seen: list[dict[str, float]] = []
+    monitor, refused = Monitor(model, every=1, log=seen.append), "no Add & Norm site found in Sequential: 1: "
+    with monitor, pytest.raises(ValueError, match=refused):
+        model(torch.randn(2, 4))
+    assert seen == []
+    model(torch.randn(2, 4))  # as it was
+
+
 def test_a_second_monitor_is_refused() -> None:
     model = Pre(1)
     with Monitor(model, every=1, log=print), pytest.raises(ValueError, match="has a monitor already"):

@@ -30,6 +30,11 @@ class Number:
     def holds(self) -> bool:
         return self.low <= self.value <= self.high
 
+    @property
+    def judged(self) -> bool:
+        """Whether anything is claimed of it."""
+        return math.isfinite(self.low) or math.isfinite(self.high)
+
 
 def near(name: str, value: float, expected: float, tolerance: float, why: str) -> Number:
     """A number that lies within `tolerance` of what is expected.

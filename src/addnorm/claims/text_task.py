@@ -48,19 +48,20 @@ def train(norm: bool, affine: bool, seed: int) -> Losses:
     weights = [embedding, start, up, down, head, *([gamma, beta] if affine else [])]
     run = torch.arange(RUNS).view(-1, 1, 1)
 
-    def normed(x: Tensor, layer: int) -> Tensor:
+    def normed(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
         if not norm:
             return x
-        return gamma[layer] * add_norm(x) + beta[layer] if affine else add_norm(x)
+        return torch.addcmul(shift, gain, add_norm(x)) if affine else add_norm(x)
 
     def loss(batch: Tensor) -> Tensor:
         x = embedding[run, batch[..., :-1]].flatten(2) @ start
-        for layer in range(LAYERS):
-            x = x + F.relu(normed(x, layer) @ up[layer]) @ down[layer]
-        logits = normed(x, LAYERS) @ head
+        *inner, last = zip(gamma.unbind(), beta.unbind(), strict=True)
+        for affines, wide, narrow in zip(inner, up.unbind(), down.unbind(), strict=True):
+            x = x + F.relu(normed(x, *affines) @ wide) @ narrow
+        logits = normed(x, *last) @ head
         return F.cross_entropy(logits.flatten(0, 1), batch[..., -1].flatten(), reduction="none").view(RUNS, -1).mean(1)
 
-    optimiser = torch.optim.Adam(weights, RATE)
+    optimiser = torch.optim.Adam(weights, RATE, fused=True)
     training, validation, recent = [], [], []
     for step in range(STEPS + 1):
         batch = seen[torch.randint(len(seen), (RUNS, BATCH), generator=random)]

@@ -48,16 +48,21 @@ def anchor(claim: Claim) -> str:
 
 
 def held(evidence: Evidence) -> str:
-    return f"{sum(number.holds for number in evidence.numbers)} of {len(evidence.numbers)}"
+    """Of the numbers of which something is claimed."""
+    judged = [number for number in evidence.numbers if number.judged]
+    return f"{sum(number.holds for number in judged)} of {len(judged)}"
 
 
 def section(claim: Claim, evidence: Evidence) -> Section:
     """A claim, what is true, and its numbers beside the expected ones."""
     rows = tuple(
-        (number.name, digits(number.value), expected(number), band(number), "yes" if number.holds else "NO")
+        (number.name, digits(number.value), expected(number), band(number), inside(number))
         for number in evidence.numbers
     )
-    notes = tuple(dict.fromkeys(f"{number.name}: {number.why}." for number in evidence.numbers))
+    reasons: dict[str, list[str]] = {}
+    for number in evidence.numbers:
+        reasons.setdefault(number.why, []).append(number.name)
+    notes = tuple(f"{'; '.join(dict.fromkeys(names))}: {why}." for why, names in reasons.items())
     table = Table(
         ("number", "measured", "expected", "band", "inside"), rows, notes=(*notes, f"Source: {claim.source}.")
     )
@@ -76,6 +81,10 @@ def section(claim: Claim, evidence: Evidence) -> Section:
 def lines(formula: str) -> str:
     """One formula a line, where wide gaps part them."""
     return re.sub(" {4,}", "\n", formula)
+
+
+def inside(number: Number) -> str:
+    return ("yes" if number.holds else "NO") if number.judged else "–"
 
 
 def expected(number: Number) -> str:

@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..call import Call
 from ..fusing.capture import isolation, summary, traced
-from ..fusing.nodes import module_of
+from ..fusing.nodes import between, module_of, through_casts
 from ..fusing.rewrite import copied
 from ..fusing.sites import Site, find_sites
 from .written import WrittenSite, in_steps, written_sites
@@ -39,6 +39,7 @@ class Kind:
     eps: float
     weight_offset: float
     carry: str  # what the next block adds to: "z", the sum (pre-norm), or "y", its norm (post-norm)
+    sublayer: bool  # whether the branch is computed from the skip; else the sum is one of embeddings, say
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,12 @@ class ProbedCall:
     def breaks(self) -> tuple[str, ...]:
         return tuple(summary(reason) for reason in Counter(counters["graph_break"]) - self._breaks)
 
+    def no_site(self) -> str:
+        """What to say of a model in which none was found."""
+        reasons = [f"{place}: {reason}" for place, reason in self.skipped.items()] + list(self.breaks)
+        why = "; ".join(reasons) or "it calls no LayerNorm, no RMSNorm and no add_norm"
+        return f"no Add & Norm site found in {type(self.model).__name__}: {why}"
+
     def probed(self, module: GraphModule, _: list[Any]) -> Callable[..., Any]:
         """Dynamo's backend: the captured piece with its probes."""
         modules = self.model.named_modules()
@@ -137,7 +144,7 @@ class ProbedCall:
 
     def visited(self, site: Site, carried: str) -> Callable[..., None]:
         norm = site.norm
-        kind = Kind(norm.kind, float(norm.eps), norm.weight_offset, carried)
+        kind = Kind(norm.kind, float(norm.eps), norm.weight_offset, carried, computed_from(*operands(site)))
 
         def note(x: Tensor, residual: Tensor, z: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
             place = self.place(norm.result, weight)
@@ -146,8 +153,10 @@ class ProbedCall:
         return note
 
     def stand_in(self, site: WrittenSite, carried: str) -> Callable[..., Any]:
+        sublayer = computed_from(site.branch, site.residual)
+
         def look(call: Call, x: Tensor, residual: Tensor, z: Tensor, y: Tensor) -> None:
-            kind = Kind(call.norm, call.eps, call.weight_offset, carried)
+            kind = Kind(call.norm, call.eps, call.weight_offset, carried, sublayer)
             place = self.place(site.node, call.weight)
             self.probe.visit(place, kind, Visit(x, residual, z, y, call.weight, call.bias))
 
@@ -175,6 +184,11 @@ def operands(site: Site) -> tuple[Node, Node]:
     branch = site.branch.nodes[-1] if site.branch is not None and site.branch.nodes else site.x
     others = [node for node in site.add.all_input_nodes if node is not branch]
     return branch, others[0] if others else branch
+
+
+def computed_from(branch: Node, residual: Node) -> bool:
+    """Whether a branch is a function of its skip, as a sublayer's is and a position's embedding is not."""
+    return through_casts(residual) in between(branch, set())
 
 
 @dataclass(frozen=True)

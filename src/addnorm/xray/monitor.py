@@ -42,7 +42,8 @@ class Monitor:
 
     Raises:
         TypeError: model is no module, or log can not be called.
-        ValueError: every is no positive integer, or the model has a monitor already.
+        ValueError: every is no positive integer, or the model has a monitor already; in a sampled pass, where the
+            model has no Add & Norm site.
 
     >>> model, seen = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), []
     >>> with Monitor(model, every=1, log=seen.append):
@@ -114,9 +115,13 @@ class MonitoredCall:
         self._real, self._sampled = real_tokens(named_inputs(self.model, args, kwargs)), step
         self._looking = self._waiting = True
         try:
-            return self._probed(*args, **kwargs)
+            output = self._probed(*args, **kwargs)
         finally:
             self._looking = False  # what a checkpoint computes again was seen
+        if not self._sums:
+            self._waiting = False
+            raise ValueError(self._probed.no_site())
+        return output
 
     def branch(self, x: Tensor) -> Tensor:
         return x

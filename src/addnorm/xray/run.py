@@ -129,15 +129,11 @@ class Run:
         with self.timed("capture"):
             self.call(*args, **kwargs)
         if not self.recorder.sites:
-            raise ValueError(f"no Add & Norm site found in {type(self.model).__name__}{self.why()}")
+            raise ValueError(self.call.no_site())
         with self.timed("plain"):
             output = self.model._call_impl(*args, **kwargs)
             if self.loss is not None:
                 self.backward(output, batch)
-
-    def why(self) -> str:
-        reasons = [f"{place}: {reason}" for place, reason in self.call.skipped.items()] + list(self.call.breaks)
-        return f": {'; '.join(reasons)}" if reasons else ": it calls no LayerNorm, no RMSNorm and no add_norm"
 
     def forward_backward(self, batch: Any, look: Callable[..., None], *, identity: bool) -> None:
         recorder = self.recorder

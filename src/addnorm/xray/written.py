@@ -27,6 +27,11 @@ class WrittenSite:
     node: Node
 
     @property
+    def branch(self) -> Any:
+        """The node that is added."""
+        return forward_arguments(self.node.args)["x"]
+
+    @property
     def residual(self) -> Any:
         """The node that is added to; None where there is no sum."""
         return forward_arguments(self.node.args)["residual"]

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..base import Finding, Measurement, Rule, Urgency, others
-from ..streaming import PerToken
+from ..streaming import Mean, PerToken
 from ..tokens import Tokens
 
 IDLE = 2e-4  # what a branch of 1/50 turns, the residual ratio's limit: 0.02^2 / 2
-IDLER = 0.01  # how far from the other sites: its root is the residual ratio's
+IDLER = 0.1  # how far its branch is from the other sites', as for the residual ratio
 
 
 class BlockInfluence(Measurement):
@@ -22,7 +22,7 @@ class BlockInfluence(Measurement):
     title = "block influence"
     formula = "1 - mean over tokens of cos(x_in, x_out), the stream before and after the site"
     source = "Men et al. 2024 (ShortGPT), arXiv:2403.03853"
-    healthy = "above 2e-4; warned of where it is under a hundredth of the other sites' upper quartile"
+    healthy = "above 2e-4; warned of where |f| is under a tenth of the other sites' upper quartile"
     rules = (
         Rule(
             IDLE,
@@ -35,12 +35,13 @@ class BlockInfluence(Measurement):
     )
 
     def __init__(self) -> None:
-        self.tokens = PerToken(smallest=True)
+        self.tokens, self.size = PerToken(smallest=True), Mean()
 
     def update(self, tokens: Tokens) -> None:
         out = tokens.carried
         cosine = (tokens.residual * out).sum(-1) / (tokens.residual_norm * out.norm(dim=-1))
         self.tokens.add((1 - cosine).clamp(min=0), tokens.where)  # rounding may leave -1e-16
+        self.size.add(tokens.x_norm)
 
     @property
     def value(self) -> float | None:
@@ -51,8 +52,8 @@ class BlockInfluence(Measurement):
 
     @classmethod
     def findings(cls, sites: Mapping[str, Measurement]) -> Iterator[Finding]:
-        values = {name: site.value for name, site in sites.items()}
+        sizes = {name: site.size.value for name, site in sites.items() if isinstance(site, cls)}
         for finding in super().findings(sites):
-            usual = others(finding.site, values, 0.75)
-            if usual is None or finding.value < IDLER * usual:
+            own, usual = sizes[finding.site], others(finding.site, sizes, 0.75)
+            if usual is None or own is None or own < IDLER * usual:
                 yield finding

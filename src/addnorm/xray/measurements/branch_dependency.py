@@ -16,8 +16,9 @@ class BranchDependency(Measurement):
     """Variances are over the features of a token, biased, summed over the tokens.
 
     The paper's argument is post-norm's: there the norm takes out of the skip what the branch adds. With pre-norm the
-    first branches of every model are most of a stream that is still short, and nothing is warned of. The limit is what
-    an independent branch of 3 times the stream has, the residual ratio's limit.
+    first branches of every model are most of a stream that is still short, and nothing is warned of; nor of a sum of
+    embeddings, which is no sublayer's. The limit is what an independent branch of 3 times the stream has, the residual
+    ratio's limit.
     """
 
     name = "branch_dependency"
@@ -43,7 +44,7 @@ class BranchDependency(Measurement):
 
     def update(self, tokens: Tokens) -> None:
         branch, total = variance(tokens.x), variance(tokens.z)
-        self.post_norm = tokens.kind.carry == "y"
+        self.post_norm = tokens.kind.carry == "y" and tokens.kind.sublayer
         self.branch.add(branch)
         self.sum.add(total)
         self.tokens.add(branch / total, tokens.where)

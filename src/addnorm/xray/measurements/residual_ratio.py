@@ -17,8 +17,9 @@ IDLER, LARGER = 0.1, 3.0  # how far from the other sites a branch has to be, to 
 class ResidualRatio(Measurement):
     """A row whose stream is 0 has an infinite ratio, and 0 where its branch is 0 too.
 
-    A site is warned of only where it differs from the others: a model that starts with small weights has small ratios
-    everywhere, and a stream that starts as small as embeddings do is overwritten by a branch like any other.
+    A site is warned of only where its branch differs from the others: small weights at the start make all branches
+    small, a long stream (sinusoids in a narrow encoder) makes the ratio small, and one that starts as short as
+    embeddings do is overwritten by a branch like any other.
     """
 
     name = "residual_ratio"
@@ -26,8 +27,8 @@ class ResidualRatio(Measurement):
     formula = "mean over tokens of |f| / |x|, f the branch, x the stream that it is added to"
     source = "the rho of Admin's analysis (Liu et al. 2020, arXiv:2004.08249), per token"
     healthy = (
-        "between 0.02 and 3; warned of below where it is under a tenth of the other sites' upper quartile, above where "
-        "|f| is over 3 times their median"
+        "between 0.02 and 3; warned of below where |f| is under a tenth of the other sites' upper quartile, above "
+        "where it is over 3 times their median"
     )
     rules = (
         Rule(
@@ -65,11 +66,9 @@ class ResidualRatio(Measurement):
 
     @classmethod
     def findings(cls, sites: Mapping[str, Measurement]) -> Iterator[Finding]:
-        ratios = {name: site.value for name, site in sites.items()}
         sizes = {name: site.size.value for name, site in sites.items() if isinstance(site, cls)}
         for finding in super().findings(sites):
             low = finding.value < finding.threshold
-            usual = others(finding.site, ratios, 0.75) if low else others(finding.site, sizes, 0.5)
-            own = finding.value if low else sizes[finding.site]
+            own, usual = sizes[finding.site], others(finding.site, sizes, 0.75 if low else 0.5)
             if usual is None or own is None or (own < IDLER * usual if low else own > LARGER * usual):
                 yield finding
