@@ -11,14 +11,16 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import torch
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from addnorm.backends.triton import run
-from addnorm.call import Gradient, describe
+from addnorm import add_norm_stream
+from addnorm.backends.triton import backend, run
+from addnorm.call import OPERANDS, Gradient, describe
 
-from .cases import BF16, EVERYTHING, F16, F64, NORMS, Case, build, options
+from .cases import BF16, EVERYTHING, F16, F32, F64, NORMS, Case, build, options
 
 WIDE = 131072
 KERNELS = {"forward_kernel", "backward_kernel", "means_kernel", "columns_kernel"}
@@ -34,6 +36,17 @@ CASES = (
 )  # fmt: skip
 
 
+SHORT = (
+    Case(shape=(5, 64), x=BF16, residual=BF16), Case(shape=(2, 3, 33)),
+    Case(shape=(1, 5120), residual=None, bias=False),
+    Case(shape=(9, 100), x=BF16, weight=False, bias=False, options=options(residual_scale=0.5, eps=1e-3)),
+    Case(shape=(4, 40), branch_bias=True, branch_scale="vector", row_scale=(4,), options=options(weight_offset=1.0)),
+    Case(shape=(4, 40), branch_scale="0-d", row_scale=(4,), options=options(out_dtype=F16, stream_dtype=F32)),
+)  # fmt: skip
+# What stands before the results: the kernel, the grid, the operands and the seed.
+BEFORE = ("name", "hash", "x", "y", "z", *OPERANDS, "seed")
+
+
 class Recorder:
     """A driver for one sm_90, which notes the kernels by name instead of launching them."""
 
@@ -43,16 +56,21 @@ class Recorder:
             load_binary=lambda *arguments: (1, 1, 0, 0, 1024),
             get_device_properties=lambda device: {"max_shared_mem": 232448},
         )
-        self.get_current_device = self.get_current_stream = lambda *device: 0
+        self.get_current_device = lambda: None  # as the index of a CPU's device is
+        self.get_current_stream = lambda device: 0
         self.get_current_target = lambda: GPUTarget("cuda", 90, 32)
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
         def launch(x: int, y: int, z: int, stream: int, function: int, *arguments: Any) -> None:
-            self.launched.append((metadata.name, metadata.hash, x, y, z, *map(likeness, arguments[4:])))
+            self.launched.append((metadata.name, metadata.hash, x, y, z, *arguments[4:]))
 
         return launch
 
     def taken(self) -> list[tuple[Any, ...]]:
+        """All launches since the last time, without their memory."""
+        return [tuple(map(likeness, launch)) for launch in self.take()]
+
+    def take(self) -> list[tuple[Any, ...]]:
         self.launched, launched = [], self.launched
         return launched
 
@@ -83,6 +101,26 @@ def carry_out(case: Case) -> None:
     ))  # fmt: skip
 
 
+def short_way_launches_the_same(recorder: Recorder) -> None:
+    """A call that was made before is launched without being described: with the same program, grid and arguments."""
+    for i, case in enumerate(SHORT):
+        given = {k: v for k, v in build(Case(**{**vars(case), "norm": NORMS[i % 2]})).arguments.items() if k != "seed"}
+        call, want = describe(**given), []
+        run.forward(call, keep_stream=True, keep_stats=False)
+        ordinary = recorder.take()
+        add_norm_stream(**given, backend="triton")
+        recorder.take()
+        with mock.patch("addnorm.functional.describe", side_effect=AssertionError("described again")):
+            results = add_norm_stream(**given, backend="triton")
+        for launch in ordinary:
+            want = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in launch]
+        (got,) = (list(launch) for launch in recorder.take())
+        written = slice(len(BEFORE), len(BEFORE) + 2)
+        assert got[written] == [t.data_ptr() for t in results], f"{case}: writes elsewhere"
+        got[written] = want[written] = []
+        assert got == want, f"{case}: {got} is launched instead of {want}"
+
+
 def main() -> None:
     recorder, names = Recorder(), set()
     driver.set_active(recorder)  # pyright: ignore[reportArgumentType]
@@ -99,6 +137,8 @@ def main() -> None:
                 carry_out(case)
             assert recorder.taken() == first, f"{case}: launched otherwise the second time"
         assert names == KERNELS
+        with mock.patch.object(backend, "obstacle", return_value=""), torch.no_grad():
+            short_way_launches_the_same(recorder)
         for rows, p in ((1, 0.1), (2, 0.5), (16, 1e-5), (1000, 0.25)):
             carry_out(Case(shape=(rows, 64), options=options(dropout_p=p)))
         programs = [name for name, _ in {(name, program) for name, program, *_ in recorder.taken()}]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 ANY = 1 << 62
 MANY = 4096
+ALIGN = 8  # elements
+REGISTERS = 65536  # of a multiprocessor
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ class Backward:
         the branch's bias once more, x twice; one sum alone takes as much as two."""
         fit = max(1, self.room // max(2, sums + extras))
         return min(fit, -(-min(width, self.width) // self.block))
+
+    def registers(self, extras: int) -> int:
+        """That a thread may have at most, for as many programs as are wanted, with extras for one. Left to itself,
+        ptxas rather spills a few bytes than let go of one program more."""
+        programs = 1 if extras else self.programs
+        return min(255, REGISTERS // (32 * self.warps * programs) // 8 * 8)
 
     def holds(self, extras: int) -> int:
         """`held`, but nothing where the registers of sixteen warps are wanted for extras."""
@@ -81,9 +89,17 @@ DOUBLE_BACKWARD = (
 )  # fmt: skip
 BACKWARD: dict[int, tuple[Backward, ...]] = {2: HALF_BACKWARD, 4: SINGLE_BACKWARD, 8: DOUBLE_BACKWARD}
 
+# Rows that are read twice and are no multiple of `ALIGN` long: with an address and a mask for each element, the threads
+# of sixteen warps have too few registers.
+ODD_FORWARD: dict[int, Forward] = {
+    2: Forward(ANY, 1, 2048, 8, keep=False), 4: Forward(ANY, 1, 1024, 8, keep=False),
+    8: Forward(ANY, 1, 2048, 8, keep=False),
+}  # fmt: skip
+
 
 def forward_for(width: int, itemsize: int) -> Forward:
-    return next(launch for launch in FORWARD[itemsize] if width <= launch.width)
+    launch = next(launch for launch in FORWARD[itemsize] if width <= launch.width)
+    return launch if launch.keep or width % ALIGN == 0 else ODD_FORWARD[itemsize]
 
 
 def backward_for(width: int, itemsize: int, sums: int) -> Backward:
