@@ -46,7 +46,7 @@ def obstacle(kind: str, index: int | None) -> str:
     capability = torch.cuda.get_device_capability(index)
     if capability < OLDEST:
         return f"{kind}:{index or 0} has compute capability {capability}, the kernels want {OLDEST}"
-    return ""
+    return kernels.trouble()
 
 
 # As torch.compiler.assume_constant_result has it, without importing Dynamo: a graph asks once, while it is traced.

@@ -45,9 +45,11 @@ class Backward:
         fit = max(1, self.room // max(2, sums + extras))
         return min(fit, -(-min(width, self.width) // self.block))
 
-    def registers(self, extras: int) -> int:
-        """That a thread may have at most, for as many programs as are wanted, with extras for one. Left to itself,
-        ptxas rather spills a few bytes than let go of one program more."""
+    def registers(self, extras: int) -> int | None:
+        """That a thread may have: those of as many programs as are wanted, with extras of one; None leaves it to ptxas,
+        which rather spills a few bytes than let go of one program more."""
+        if extras and self.warps == 16:
+            return None  # all that there are, and told so it makes less of them
         programs = 1 if extras else self.programs
         return min(255, REGISTERS // (32 * self.warps * programs) // 8 * 8)
 

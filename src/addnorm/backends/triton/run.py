@@ -21,6 +21,7 @@ from .forward import forward_kernel
 from .launch import Backward, Forward, backward_for, forward_for
 from .norms import POLICIES
 from .start import INTERPRETED, Launch, starter
+from .start import trouble as trouble
 
 if INTERPRETED:
     from .interpreter import repair
@@ -182,7 +183,8 @@ def add_columns(partials: Tensor, summed: list[str], grads: dict[str, Tensor | N
 
 def start_columns(partials: Tensor, results: tuple[Any, ...], programs: int, width: int) -> None:
     grid = -(-width // WIDTH.value), 1, 1
-    Launch(columns_kernel, grid, (partials, results), (programs, width), (), (width,), 4).start()
+    specialised = width == 1, width % 16 == 0  # by Triton, and no further: a width may be a number of rows
+    Launch(columns_kernel, grid, (partials, results), (programs, width), (), specialised, 4).start()
 
 
 def like(t: Tensor, dtype: torch.dtype) -> Tensor:

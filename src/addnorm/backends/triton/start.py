@@ -8,6 +8,7 @@ the launch. What its choice depends on is here the key of a table: the device, t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import triton
@@ -15,6 +16,17 @@ import triton
 INTERPRETED = triton.knobs.runtime.interpret
 PROGRAMS: dict[Any, Any] = {}
 INT32 = 2**31 - 1
+
+
+@cache
+def trouble() -> str:
+    """Why Triton launches nothing on this machine, or nothing: it compiles its launcher here, by a C compiler."""
+    try:
+        triton.runtime.driver.active  # noqa: B018
+    except Exception as error:  # no compiler, no Python headers, no driver: each in a way of its own
+        return f"triton does not start: {type(error).__name__}: {error}"
+    return ""
+
 
 Grid = tuple[int, int, int]
 
