@@ -1,18 +1,21 @@
 """Calls at the edges, through Triton's own launching, for a GPU that is not there: `python -m tests.support.launches`.
 
-Every kernel is specialised on its arguments and compiled for sm_90, as a first call on the card does it; what would be
-launched is recorded instead. The interpreter sees none of this. Then, that the second call launches the same without
-Triton's search for the program, and that other rows and rates need no other programs.
+Every kernel is specialised on its arguments and compiled for sm_90, as a first call on the card does it, and spills
+nothing; what would be launched is recorded. The interpreter sees none of this. Then, that the second call launches the
+same without Triton's search for the program, and that other rows and rates need no other programs.
 """
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
@@ -36,6 +39,16 @@ CASES = (
 )  # fmt: skip
 
 
+# Mixes of options that spilled, while ptxas chose the registers.
+TIGHT = (
+    Case(shape=(2, 12288), x=BF16, residual=BF16, branch_bias=True),
+    Case(shape=(2, 1024), x=F64, residual=F64, norm="rms", branch_bias=True, branch_scale="vector"),
+    Case(shape=(2, 4096), norm="rms", weight=False, branch_bias=True, branch_scale="vector", row_scale=(2,), grads="y",
+         options=options(dropout_p=0.1)),
+    Case(shape=(2, 12288), norm="rms", options=options(dropout_p=0.1)),
+    Case(shape=(2, 50001), x=F16, residual=F16, branch_bias=True, branch_scale="0-d", row_scale=(2,),
+         options=options(dropout_p=0.1)),
+)  # fmt: skip
 SHORT = (
     Case(shape=(5, 64), x=BF16, residual=BF16), Case(shape=(2, 3, 33)),
     Case(shape=(1, 5120), residual=None, bias=False),
@@ -53,7 +66,7 @@ class Recorder:
     def __init__(self) -> None:
         self.launched: list[tuple[Any, ...]] = []
         self.utils = SimpleNamespace(
-            load_binary=lambda *arguments: (1, 1, 0, 0, 1024),
+            load_binary=load_binary,
             get_device_properties=lambda device: {"max_shared_mem": 232448},
         )
         self.get_current_device = lambda: None  # as the index of a CPU's device is
@@ -73,6 +86,17 @@ class Recorder:
     def take(self) -> list[tuple[Any, ...]]:
         self.launched, launched = [], self.launched
         return launched
+
+
+def load_binary(name: str, cubin: bytes, *_: Any) -> tuple[int, ...]:
+    """What loading gives, of a program that spills nothing: memory of a thread's own would be for that alone."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "STACK:0 " in said, f"{name} spills: {said}"
+    return 1, 1, 0, 0, 1024
 
 
 def likeness(argument: Any) -> Any:
@@ -125,8 +149,7 @@ def main() -> None:
     recorder, names = Recorder(), set()
     driver.set_active(recorder)  # pyright: ignore[reportArgumentType]
     with mock.patch.object(run, "processors", return_value=132):
-        for i, case in enumerate(CASES):
-            case = Case(**{**vars(case), "norm": NORMS[i % 2]})
+        for case in (*(Case(**{**vars(case), "norm": NORMS[i % 2]}) for i, case in enumerate(CASES)), *TIGHT):
             try:
                 carry_out(case)
             except Exception as error:

@@ -42,16 +42,17 @@ class Backward:
     def tiles(self, width: int, sums: int, extras: int) -> int:
         """Tiles of a program, of a row of some width. An extra takes as much room as a column sum: a mask, the sum for
         the branch's bias once more, x twice; one sum alone takes as much as two."""
-        fit = max(1, self.room // max(2, sums + extras))
+        room = self.room // 2 if width > self.width and width % ALIGN else self.room  # the rest is for addresses
+        fit = max(1, room // max(2, sums + extras))
         return min(fit, -(-min(width, self.width) // self.block))
 
     def registers(self, extras: int) -> int | None:
-        """That a thread may have: those of as many programs as are wanted, with extras of one; None leaves it to ptxas,
-        which rather spills a few bytes than let go of one program more."""
-        if extras and self.warps == 16:
-            return None  # all that there are, and told so it makes less of them
-        programs = 1 if extras else self.programs
-        return min(255, REGISTERS // (32 * self.warps * programs) // 8 * 8)
+        """That a thread may have, or None for what ptxas chooses. It rather spills a few bytes than let go of one more
+        program: with extras, and where sixteen warps have none, it is told to take what there is. Sixteen with extras
+        need all anyway, and spilled when told."""
+        if bool(extras) == (self.warps == 16):
+            return None
+        return min(255, REGISTERS // (32 * self.warps))
 
     def holds(self, extras: int) -> int:
         """`held`, but nothing where the registers of sixteen warps are wanted for extras."""
