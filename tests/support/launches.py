@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -145,6 +147,23 @@ def short_way_launches_the_same(recorder: Recorder) -> None:
         assert got == want, f"{case}: {got} is launched instead of {want}"
 
 
+def programs_are_loaded_where_they_run(recorder: Recorder) -> None:
+    """On the operands' device, which need not be the current one."""
+
+    @contextmanager
+    def elsewhere(t: Tensor) -> Iterator[None]:
+        with mock.patch.object(recorder, "get_current_device", return_value=1):
+            yield
+
+    loaded: list[int] = []
+    with (
+        mock.patch.object(run, "on", elsewhere),
+        mock.patch.object(recorder.utils, "load_binary", lambda *given: loaded.append(given[-1]) or (1, 1, 0, 0, 1024)),
+    ):
+        assert run.plan(describe(torch.ones(3, 72)), keep_stream=True) is not None
+    assert loaded == [1], loaded
+
+
 def main() -> None:
     recorder, names = Recorder(), set()
     driver.set_active(recorder)  # pyright: ignore[reportArgumentType]
@@ -162,6 +181,7 @@ def main() -> None:
         assert names == KERNELS
         with mock.patch.object(backend, "obstacle", return_value=""), torch.no_grad():
             short_way_launches_the_same(recorder)
+        programs_are_loaded_where_they_run(recorder)
         for rows, p in ((1, 0.1), (2, 0.5), (16, 1e-5), (1000, 0.25)):
             carry_out(Case(shape=(rows, 64), options=options(dropout_p=p)))
         programs = [name for name, _ in {(name, program) for name, program, *_ in recorder.taken()}]

@@ -94,10 +94,9 @@ def plan(call: Call, *, keep_stream: bool) -> Plan | None:
     launch = forward_launch(
         call, [call.x, call.residual, empty_y(call.x), empty_z(call.x) if keep_stream else None], None
     )
-    with on(call.x):
-        program = launch.program()
+    with on(call.x):  # where the program is also loaded
+        start, rest = starter(launch.program(), launch.grid), (None, *launch.numbers, *launch.constants)
     driver = triton.runtime.driver.active
-    start, rest = starter(program, launch.grid), (None, *launch.numbers, *launch.constants)
     current_device, current_stream = driver.get_current_device, driver.get_current_stream
 
     def again(x: Tensor, addresses: Sequence[int | None]) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,8 @@ def trouble() -> str:
     try:
         triton.runtime.driver.active  # noqa: B018
     except Exception as error:  # no compiler, no Python headers, no driver: each in a way of its own
-        return f"triton does not start: {type(error).__name__}: {error}"
+        first_line = (str(error).strip() or "no message").splitlines()[0]
+        return f"triton does not start: {type(error).__name__}: {first_line}"
     return ""
 
 
