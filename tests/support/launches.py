@@ -67,6 +67,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.launched: list[tuple[Any, ...]] = []
+        self.hooks: tuple[Any, ...] = ()
         self.utils = SimpleNamespace(
             load_binary=load_binary,
             get_device_properties=lambda device: {"max_shared_mem": 232448},
@@ -77,6 +78,7 @@ class Recorder:
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
         def launch(x: int, y: int, z: int, stream: int, function: int, *arguments: Any) -> None:
+            self.hooks = arguments[2:4]
             self.launched.append((metadata.name, metadata.hash, x, y, z, *arguments[4:]))
 
         return launch
@@ -147,6 +149,19 @@ def short_way_launches_the_same(recorder: Recorder) -> None:
         assert got == want, f"{case}: {got} is launched instead of {want}"
 
 
+def launch_hooks_are_called(recorder: Recorder) -> None:
+    """Those that a profiler hangs into Triton, by the launcher, to which they are given where there are any."""
+    hook, x = mock.Mock(), torch.ones(3, 72)
+    add_norm_stream(x, backend="triton")
+    assert recorder.hooks == (None, None)
+    knobs.runtime.launch_enter_hook.add(hook)
+    try:
+        add_norm_stream(x, backend="triton")
+        assert recorder.hooks[0] is knobs.runtime.launch_enter_hook
+    finally:
+        knobs.runtime.launch_enter_hook.remove(hook)
+
+
 def programs_are_loaded_where_they_run(recorder: Recorder) -> None:
     """On the operands' device, which need not be the current one."""
 
@@ -181,6 +196,7 @@ def main() -> None:
         assert names == KERNELS
         with mock.patch.object(backend, "obstacle", return_value=""), torch.no_grad():
             short_way_launches_the_same(recorder)
+        launch_hooks_are_called(recorder)
         programs_are_loaded_where_they_run(recorder)
         for rows, p in ((1, 0.1), (2, 0.5), (16, 1e-5), (1000, 0.25)):
             carry_out(Case(shape=(rows, 64), options=options(dropout_p=p)))

@@ -46,8 +46,13 @@ class Launch(NamedTuple):
     registers: int | None = None  # of a thread, at most
 
     def start(self) -> None:
-        kernel = self.kernel if INTERPRETED else self.program()
-        kernel[self.grid](*self.pointers, *self.numbers, *self.constants)
+        arguments = (*self.pointers, *self.numbers, *self.constants)
+        if INTERPRETED:
+            self.kernel[self.grid](*arguments)
+            return
+        driver = triton.runtime.driver.active
+        stream = driver.get_current_stream(driver.get_current_device())
+        starter(self.program(), self.grid)(stream, *arguments)
 
     def program(self) -> Any:
         """The compiled kernel."""
