@@ -196,8 +196,9 @@ def main() -> None:
         assert names == KERNELS
         with mock.patch.object(backend, "obstacle", return_value=""), torch.no_grad():
             short_way_launches_the_same(recorder)
-        launch_hooks_are_called(recorder)
-        programs_are_loaded_where_they_run(recorder)
+            launch_hooks_are_called(recorder)
+            programs_are_loaded_where_they_run(recorder)
+        recorder.take()
         for rows, p in ((1, 0.1), (2, 0.5), (16, 1e-5), (1000, 0.25)):
             carry_out(Case(shape=(rows, 64), options=options(dropout_p=p)))
         programs = [name for name, _ in {(name, program) for name, program, *_ in recorder.taken()}]
