@@ -48,6 +48,7 @@ TIGHT = (
     Case(shape=(2, 4096), norm="rms", weight=False, branch_bias=True, branch_scale="vector", row_scale=(2,), grads="y",
          options=options(dropout_p=0.1)),
     Case(shape=(2, 12288), norm="rms", options=options(dropout_p=0.1)),
+    Case(shape=(2, 50001)), Case(shape=(2, 20001), row_scale=(2,), options=options(dropout_p=0.1)),
     Case(shape=(2, 50001), x=F16, residual=F16, branch_bias=True, branch_scale="0-d", row_scale=(2,),
          options=options(dropout_p=0.1)),
 )  # fmt: skip
@@ -149,6 +150,13 @@ def short_way_launches_the_same(recorder: Recorder) -> None:
         assert got == want, f"{case}: {got} is launched instead of {want}"
 
 
+def what_has_no_plan() -> None:
+    x = torch.ones(3, 72)
+    for options in ({"row_scale": torch.ones(1)}, {"dropout_p": 0.5, "seed": 1}):
+        assert run.plan(describe(x, **options), keep_stream=True) is None, options
+    assert run.plan(describe(torch.ones(0, 72)), keep_stream=True) is None
+
+
 def launch_hooks_are_called(recorder: Recorder) -> None:
     """Those that a profiler hangs into Triton, by the launcher, to which they are given where there are any."""
     hook, x = mock.Mock(), torch.ones(3, 72)
@@ -196,6 +204,7 @@ def main() -> None:
         assert names == KERNELS
         with mock.patch.object(backend, "obstacle", return_value=""), torch.no_grad():
             short_way_launches_the_same(recorder)
+            what_has_no_plan()
             launch_hooks_are_called(recorder)
             programs_are_loaded_where_they_run(recorder)
         recorder.take()

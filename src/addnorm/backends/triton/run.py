@@ -87,7 +87,8 @@ def forward_launch(
 
 def plan(call: Call, *, keep_stream: bool) -> Plan | None:
     """The forward without dropout or statistics, to be launched again with other memory, contiguous and aligned."""
-    if INTERPRETED or call.dropout_p or call.x.numel() == 0:
+    spread = call.row_scale is not None and not call.row_scale.is_contiguous()  # fewer numbers than rows
+    if INTERPRETED or spread or call.dropout_p or call.x.numel() == 0:
         return None
     device = call.x.device.index
     empty_y, empty_z = empty(call.x, call.out_dtype), empty(call.x, call.stream_dtype)
