@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -151,9 +151,9 @@ def short_way_launches_the_same(recorder: Recorder) -> None:
 
 
 def what_has_no_plan() -> None:
-    x = torch.ones(3, 72)
-    for options in ({"row_scale": torch.ones(1)}, {"dropout_p": 0.5, "seed": 1}):
-        assert run.plan(describe(x, **options), keep_stream=True) is None, options
+    x, unplanned = torch.ones(3, 72), ({"row_scale": torch.ones(1)}, {"dropout_p": 0.5, "seed": 1})
+    for given in cast(tuple[dict[str, Any], ...], unplanned):
+        assert run.plan(describe(x, **given), keep_stream=True) is None, given
     assert run.plan(describe(torch.ones(0, 72)), keep_stream=True) is None
 
 
