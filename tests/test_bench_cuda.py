@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from addnorm import cli
-from addnorm.bench import DEVICES, cuda_cases, floor, inputs, run
+from addnorm.bench import DEVICES, cuda_cases, devices, floor, inputs, run
 from addnorm.bench.cases import BACKWARD, INFERENCE, TRAINING, Case
 from addnorm.bench.contenders import Addnorm, Contender, Eager, RefusalError
 from addnorm.bench.cuda_contenders import CUDA_CONTENDERS, Autotuned, Peer
@@ -205,6 +205,17 @@ def test_without_a_gpu_the_command_says_what_is_missing(capsys: Capture) -> None
         pytest.skip("there is one")
     assert cli.main(["bench", "--device", "cuda"]) == 1
     assert "--device cuda: torch" in capsys.readouterr().err
+
+
+def test_a_card_that_the_kernels_do_not_run_on_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(devices, "obstacle", lambda kind, index: f"{kind}:{index} has compute capability (7, 5)")
+    assert cli.main(["bench", "--device", "cuda", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "--device cuda: the kernels do not run there: cuda:0 has compute capability (7, 5)" in err
 
 
 def test_it_runs_from_the_source_tree_with_torch_alone() -> None:

@@ -68,7 +68,10 @@ def test_the_state_of_the_gpu_kernels_is_said(monkeypatch: pytest.MonkeyPatch) -
     for broken in ("triton is not installed: pip install triton", "triton does not load: AttributeError: knobs"):
         monkeypatch.setattr(backend, "load", lambda broken=broken: (None, broken))
         assert f"none run: {broken}" in seen()
-    monkeypatch.setattr(backend, "load", lambda: (types.SimpleNamespace(INTERPRETED=False), ""))
+    kernels = types.SimpleNamespace(INTERPRETED=False, trouble=lambda: "")
+    monkeypatch.setattr(backend, "load", lambda: (kernels, ""))
     for capability, word in (((7, 5), "none run: cuda:0 has compute capability (7, 5)"), ((9, 0), "run on a card")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, found=capability: found)
         assert word in seen()
+    kernels.trouble = lambda: "triton does not start: RuntimeError: Failed to find C compiler"
+    assert "none run: triton does not start: RuntimeError: Failed to find C compiler" in seen()

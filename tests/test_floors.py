@@ -12,8 +12,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "addnorm"
 FLOORS = {
-    "call": 0, "rng": 0, "clock": 0, "cuda_clock": 1, "plot": 0, "norms": 1, "reference": 2, "backends": 3,
-    "machine": 4, "ops": 4, "functional": 5, "modules": 6,
+    "call": 0, "plain": 0, "rng": 0, "clock": 0, "cuda_clock": 1, "plot": 0, "norms": 1, "reference": 2, "backends": 3,
+    "machine": 4, "ops": 4, "again": 4, "functional": 5, "modules": 6,
     "placements": 7, "stack": 8, "fusing": 8, "xray": 9, "claims": 9, "bench": 9, "demo": 9, "comparison": 9,
     "doctor": 10, "report": 10, "cli": 11,
 }  # fmt: skip

@@ -42,6 +42,8 @@ def test_targets_are_held_against_their_worst_case() -> None:
     assert forward.case.d == 16384
     decode = found["decode, <= 64 rows, N <= 8k, in a CUDA graph"]
     assert (decode.worst, decode.met) == (pytest.approx(1.2), True)
+    host = found["host, a forward without dropout"]
+    assert (host.worst, host.met, host.cases) == (pytest.approx(9), False, 3)
     assert found["forward, N 32k-128k"].met is None
     assert found["backward, LayerNorm, N 1k-8k"].met is (98.5 >= 93)
 
@@ -74,6 +76,7 @@ def test_a_saved_gpu_result_is_shown_anywhere(tmp_path: Path, capsys: Capture) -
     assert cli.main(["bench", "--load", str(path), "--markdown"]) == 0
     out = capsys.readouterr().out
     assert "| forward, pre-norm, N 1k-16k | no | >= 98 % | 97 % |" in out
+    assert "| host, a forward without dropout | no | <= 8 µs | 9 µs |" in out
     assert "made up; addnorm" in out
     assert cli.main(["bench", "--load", str(path), "--html", str(tmp_path / "page.html")]) == 0
     assert "Useful bandwidth" in (tmp_path / "page.html").read_text()

@@ -76,6 +76,7 @@ def keep(module, example):
     return module.forward
 
 torch.version.cuda, torch.cuda.get_device_capability = "13.0", CAPABILITY
+DRIVER
 with FakeTensorMode(allow_non_fake_inputs=True):
     shapes = ((4, 64), (4, 64), (64,))
     x, residual, weight = (torch.empty(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes)
@@ -96,10 +97,11 @@ for graph in graphs:
 """
 
 
-def traced(capability: tuple[int, int]) -> str:
+def traced(capability: tuple[int, int], driver: str = "object()") -> str:
     """A call on CUDA tensors that are not there, explained and traced into one graph."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     code = TRACE.replace("CAPABILITY", f"lambda device=None: {capability}")
+    code = code.replace("DRIVER", f"import triton; triton.runtime.driver.set_active({driver})")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True,
         check=False,
@@ -110,6 +112,13 @@ def traced(capability: tuple[int, int]) -> str:
 
 def test_a_call_on_a_gpu_is_traced_into_one_graph() -> None:
     assert "triton takes this call" in traced((9, 0))
+
+
+def test_a_triton_that_does_not_start_is_refused_with_a_reason() -> None:
+    """Without a C compiler there is no launcher; here it is the driver that is missing."""
+    out = traced((9, 0), driver="None")
+    assert "eager takes this call" in out
+    assert "triton: no, triton does not start: RuntimeError: 0 active drivers" in out
 
 
 def test_an_old_gpu_is_refused_with_a_reason() -> None:

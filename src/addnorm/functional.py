@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import ops, reference
+from .again import again
 from .backends import BACKENDS, Dispatch, explain, select, transforms_active
 from .backends.native import EXTENSION
 from .call import Call, check_apart, check_out, describe, with_seed
@@ -87,6 +88,14 @@ def add_norm(
         )  # fmt: skip
         if y is not None:
             return y
+    if seed is None and out is None and isinstance(norm, str) and not torch.compiler.is_dynamo_compiling():
+        both = again(
+            (x, residual, weight, bias, branch_bias, branch_scale, row_scale),
+            (eps, residual_scale, dropout_p, weight_offset), (norm, training, out_dtype, stream_dtype),
+            backend, stream=False,
+        )  # fmt: skip
+        if both is not None:
+            return both[0]
     call = describe(
         x, residual, weight, bias, norm=norm, eps=eps, branch_bias=branch_bias, branch_scale=branch_scale,
         row_scale=row_scale, residual_scale=residual_scale, dropout_p=dropout_p, training=training, seed=seed,
@@ -133,6 +142,20 @@ def add_norm_stream(
         both = EXTENSION.add_norm_stream(
             x, residual, weight, bias, norm, eps, branch_bias, branch_scale, row_scale,
             residual_scale, dropout_p, training, seed, weight_offset, out_dtype, stream_dtype, out, stream_out,
+        )  # fmt: skip
+        if both is not None:
+            return both
+    if (
+        seed is None
+        and out is None
+        and stream_out is None
+        and isinstance(norm, str)
+        and not torch.compiler.is_dynamo_compiling()
+    ):
+        both = again(
+            (x, residual, weight, bias, branch_bias, branch_scale, row_scale),
+            (eps, residual_scale, dropout_p, weight_offset), (norm, training, out_dtype, stream_dtype),
+            backend, stream=True,
         )  # fmt: skip
         if both is not None:
             return both

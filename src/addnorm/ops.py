@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from . import reference
 from .backends import BACKENDS, KERNELS, native
 from .call import CALL_FIELDS, GRADIENT_FIELDS, OPERANDS, Call, Gradient, stored_dtype
 from .norms import NORMS
+from .plain import is_plain, is_plain_thread
 
 OPTIONS = """str norm="layer", float eps=1e-5, float dropout_p=0.0, Tensor? seed=None, Tensor? branch_bias=None,
     Tensor? branch_scale=None, Tensor? row_scale=None, float residual_scale=1.0, float weight_offset=0.0"""
@@ -34,8 +34,6 @@ BACKEND = "str? backend=None"  # None: the kernels of x's device
 
 FORWARD = f"({CALL}, bool keep_stream, bool keep_stats, {OPTIONS}, {DTYPES}, {BACKEND})"
 BACKWARD = f"({GRADIENT}, {OPTIONS}, {KEPT}, {BACKEND}) -> ({', '.join(f'Tensor d{name}' for name in OPERANDS)})"
-
-PLAIN = {Tensor, Parameter, type(None)}
 
 # Operands may have any strides: Inductor needs no copies, and passes only the arguments that a graph has.
 TAGS = (torch.Tag.flexible_layout, torch.Tag.pt2_compliant_tag)
@@ -77,10 +75,8 @@ def unwatched(backend: str, tensors: Iterable[Tensor | None]) -> bool:
     return (
         BACKENDS[backend].in_python
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
-        and {type(t) for t in tensors} <= PLAIN
+        and is_plain_thread()
+        and all(t is None or is_plain(t) for t in tensors)
     )
 
 

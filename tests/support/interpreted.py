@@ -100,6 +100,15 @@ def rows_may_be_far_apart() -> None:
         assert torch.equal(near, far)
 
 
+def what_is_not_plain_is_resolved() -> None:
+    """A negative view holds the opposite of its memory, and a zero tensor has none."""
+    x = normal((3, 40), 1.0).float()
+    with torch.no_grad():
+        assert torch.equal(add_norm(torch._neg_view(x), backend="triton"), add_norm(-x, backend="triton"))
+        zeros = torch._efficientzerotensor((3, 40))
+        assert torch.equal(add_norm(x, zeros, backend="triton"), add_norm(x, zeros + 0, backend="triton"))
+
+
 def watched_calls_are_the_same() -> None:
     """Under a mode a call goes through the operators, else past them, to the same bits."""
     problem = build(EVERYTHING)
@@ -165,6 +174,7 @@ def main() -> None:
         results_agree, exact_at_any_mean, mask_is_the_published_one, rows_are_independent,
         long_column_sums_are_float32, constant_rows, rows_may_be_far_apart, watched_calls_are_the_same,
         checkpoints_and_second_derivatives_hold,
+        what_is_not_plain_is_resolved,
         mutants_are_rejected,
     ):  # fmt: skip
         judge()

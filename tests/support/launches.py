@@ -1,24 +1,31 @@
 """Calls at the edges, through Triton's own launching, for a GPU that is not there: `python -m tests.support.launches`.
 
-Every kernel is specialised on its arguments and compiled for sm_90, as a first call on the card does it; what would be
-launched is recorded instead. The interpreter sees none of this. Then, that the second call launches the same without
-Triton's search for the program, and that other rows and rates need no other programs.
+Every kernel is specialised on its arguments and compiled for sm_90, as a first call on the card does it, and spills
+nothing; what would be launched is recorded. The interpreter sees none of this. Then, that the second call launches the
+same without Triton's search for the program, and that other rows and rates need no other programs.
 """
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
+import torch
 from torch import Tensor
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from addnorm.backends.triton import run
-from addnorm.call import Gradient, describe
+from addnorm import add_norm_stream
+from addnorm.backends.triton import backend, run
+from addnorm.call import OPERANDS, Gradient, describe
 
-from .cases import BF16, EVERYTHING, F16, F64, NORMS, Case, build, options
+from .cases import BF16, EVERYTHING, F16, F32, F64, NORMS, Case, build, options
 
 WIDE = 131072
 KERNELS = {"forward_kernel", "backward_kernel", "means_kernel", "columns_kernel"}
@@ -34,27 +41,67 @@ CASES = (
 )  # fmt: skip
 
 
+# Mixes of options that spilled, while ptxas chose the registers.
+TIGHT = (
+    Case(shape=(2, 12288), x=BF16, residual=BF16, branch_bias=True),
+    Case(shape=(2, 1024), x=F64, residual=F64, norm="rms", branch_bias=True, branch_scale="vector"),
+    Case(shape=(2, 4096), norm="rms", weight=False, branch_bias=True, branch_scale="vector", row_scale=(2,), grads="y",
+         options=options(dropout_p=0.1)),
+    Case(shape=(2, 12288), norm="rms", options=options(dropout_p=0.1)),
+    Case(shape=(2, 50001)), Case(shape=(2, 20001), row_scale=(2,), options=options(dropout_p=0.1)),
+    Case(shape=(2, 50001), x=F16, residual=F16, branch_bias=True, branch_scale="0-d", row_scale=(2,),
+         options=options(dropout_p=0.1)),
+)  # fmt: skip
+SHORT = (
+    Case(shape=(5, 64), x=BF16, residual=BF16), Case(shape=(2, 3, 33)),
+    Case(shape=(1, 5120), residual=None, bias=False),
+    Case(shape=(9, 100), x=BF16, weight=False, bias=False, options=options(residual_scale=0.5, eps=1e-3)),
+    Case(shape=(4, 40), branch_bias=True, branch_scale="vector", row_scale=(4,), options=options(weight_offset=1.0)),
+    Case(shape=(4, 40), branch_scale="0-d", row_scale=(4,), options=options(out_dtype=F16, stream_dtype=F32)),
+)  # fmt: skip
+# What stands before the results: the kernel, the grid, the operands and the seed.
+BEFORE = ("name", "hash", "x", "y", "z", *OPERANDS, "seed")
+
+
 class Recorder:
     """A driver for one sm_90, which notes the kernels by name instead of launching them."""
 
     def __init__(self) -> None:
         self.launched: list[tuple[Any, ...]] = []
+        self.hooks: tuple[Any, ...] = ()
         self.utils = SimpleNamespace(
-            load_binary=lambda *arguments: (1, 1, 0, 0, 1024),
+            load_binary=load_binary,
             get_device_properties=lambda device: {"max_shared_mem": 232448},
         )
-        self.get_current_device = self.get_current_stream = lambda *device: 0
+        self.get_current_device = lambda: None  # as the index of a CPU's device is
+        self.get_current_stream = lambda device: 0
         self.get_current_target = lambda: GPUTarget("cuda", 90, 32)
 
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
         def launch(x: int, y: int, z: int, stream: int, function: int, *arguments: Any) -> None:
-            self.launched.append((metadata.name, metadata.hash, x, y, z, *map(likeness, arguments[4:])))
+            self.hooks = arguments[2:4]
+            self.launched.append((metadata.name, metadata.hash, x, y, z, *arguments[4:]))
 
         return launch
 
     def taken(self) -> list[tuple[Any, ...]]:
+        """All launches since the last time, without their memory."""
+        return [tuple(map(likeness, launch)) for launch in self.take()]
+
+    def take(self) -> list[tuple[Any, ...]]:
         self.launched, launched = [], self.launched
         return launched
+
+
+def load_binary(name: str, cubin: bytes, *_: Any) -> tuple[int, ...]:
+    """What loading gives, of a program that spills nothing: memory of a thread's own would be for that alone."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "STACK:0 " in said, f"{name} spills: {said}"
+    return 1, 1, 0, 0, 1024
 
 
 def likeness(argument: Any) -> Any:
@@ -83,12 +130,68 @@ def carry_out(case: Case) -> None:
     ))  # fmt: skip
 
 
+def short_way_launches_the_same(recorder: Recorder) -> None:
+    """A call that was made before is launched without being described: with the same program, grid and arguments."""
+    for i, case in enumerate(SHORT):
+        given = {k: v for k, v in build(Case(**{**vars(case), "norm": NORMS[i % 2]})).arguments.items() if k != "seed"}
+        call, want = describe(**given), []
+        run.forward(call, keep_stream=True, keep_stats=False)
+        ordinary = recorder.take()
+        add_norm_stream(**given, backend="triton")
+        recorder.take()
+        with mock.patch("addnorm.functional.describe", side_effect=AssertionError("described again")):
+            results = add_norm_stream(**given, backend="triton")
+        for launch in ordinary:
+            want = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in launch]
+        (got,) = (list(launch) for launch in recorder.take())
+        written = slice(len(BEFORE), len(BEFORE) + 2)
+        assert got[written] == [t.data_ptr() for t in results], f"{case}: writes elsewhere"
+        got[written] = want[written] = []
+        assert got == want, f"{case}: {got} is launched instead of {want}"
+
+
+def what_has_no_plan() -> None:
+    x, unplanned = torch.ones(3, 72), ({"row_scale": torch.ones(1)}, {"dropout_p": 0.5, "seed": 1})
+    for given in cast(tuple[dict[str, Any], ...], unplanned):
+        assert run.plan(describe(x, **given), keep_stream=True) is None, given
+    assert run.plan(describe(torch.ones(0, 72)), keep_stream=True) is None
+
+
+def launch_hooks_are_called(recorder: Recorder) -> None:
+    """Those that a profiler hangs into Triton, by the launcher, to which they are given where there are any."""
+    hook, x = mock.Mock(), torch.ones(3, 72)
+    add_norm_stream(x, backend="triton")
+    assert recorder.hooks == (None, None)
+    knobs.runtime.launch_enter_hook.add(hook)
+    try:
+        add_norm_stream(x, backend="triton")
+        assert recorder.hooks[0] is knobs.runtime.launch_enter_hook
+    finally:
+        knobs.runtime.launch_enter_hook.remove(hook)
+
+
+def programs_are_loaded_where_they_run(recorder: Recorder) -> None:
+    """On the operands' device, which need not be the current one."""
+
+    @contextmanager
+    def elsewhere(t: Tensor) -> Iterator[None]:
+        with mock.patch.object(recorder, "get_current_device", return_value=1):
+            yield
+
+    loaded: list[int] = []
+    with (
+        mock.patch.object(run, "on", elsewhere),
+        mock.patch.object(recorder.utils, "load_binary", lambda *given: loaded.append(given[-1]) or (1, 1, 0, 0, 1024)),
+    ):
+        assert run.plan(describe(torch.ones(3, 72)), keep_stream=True) is not None
+    assert loaded == [1], loaded
+
+
 def main() -> None:
     recorder, names = Recorder(), set()
     driver.set_active(recorder)  # pyright: ignore[reportArgumentType]
     with mock.patch.object(run, "processors", return_value=132):
-        for i, case in enumerate(CASES):
-            case = Case(**{**vars(case), "norm": NORMS[i % 2]})
+        for case in (*(Case(**{**vars(case), "norm": NORMS[i % 2]}) for i, case in enumerate(CASES)), *TIGHT):
             try:
                 carry_out(case)
             except Exception as error:
@@ -99,6 +202,12 @@ def main() -> None:
                 carry_out(case)
             assert recorder.taken() == first, f"{case}: launched otherwise the second time"
         assert names == KERNELS
+        with mock.patch.object(backend, "obstacle", return_value=""), torch.no_grad():
+            short_way_launches_the_same(recorder)
+            what_has_no_plan()
+            launch_hooks_are_called(recorder)
+            programs_are_loaded_where_they_run(recorder)
+        recorder.take()
         for rows, p in ((1, 0.1), (2, 0.5), (16, 1e-5), (1000, 0.25)):
             carry_out(Case(shape=(rows, 64), options=options(dropout_p=p)))
         programs = [name for name, _ in {(name, program) for name, program, *_ in recorder.taken()}]

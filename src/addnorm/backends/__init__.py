@@ -1,6 +1,7 @@
 """Backends: one file each, one table, one choice."""
 
 from .base import Backend as Backend
+from .base import Plan as Plan
 from .base import Support as Support
 from .table import BACKENDS as BACKENDS
 from .table import KERNELS as KERNELS

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from torch import Tensor
 
@@ -30,6 +31,9 @@ class Support:
 
 
 YES = Support(True)
+# Carries out a call for other tensors of its kinds: from x and the addresses of `OPERANDS` to y and the stream, which
+# means nothing unless asked for.
+Plan: TypeAlias = Callable[[Tensor, Sequence[int | None]], tuple[Tensor, Tensor]]
 
 
 class Backend(ABC):
@@ -58,3 +62,7 @@ class Backend(ABC):
     @abstractmethod
     def backward(self, call: Gradient) -> dict[str, Tensor | None]:
         """The gradient of each operand, None where it is not needed."""
+
+    def plan(self, call: Call, *, keep_stream: bool) -> Plan | None:
+        """The forward of contiguous operands, prepared to be carried out again; None where that gains nothing."""
+        return None

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 
+from ..backends.triton import obstacle
 from ..clock import interleaved
 from ..cuda_clock import CudaClock
 from . import correct
@@ -95,7 +96,8 @@ class Cuda(Device):
             return f"torch {torch.__version__} is built without CUDA"
         if not torch.cuda.is_available():
             return f"torch {torch.__version__} sees no CUDA device"
-        return ""
+        reason = obstacle(self.name, torch.cuda.current_device())
+        return f"the kernels do not run there: {reason}" if reason else ""
 
     def check(self, progress: Progress | None) -> tuple[str, ...]:
         return correct.check(self.name, progress=progress)

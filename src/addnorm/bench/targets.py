@@ -1,4 +1,4 @@
-"""What the GPU kernels aim at, in percent of a copy of the same bytes made in the same run."""
+"""What the GPU kernels aim at, most of it in percent of a copy of the same bytes made in the same run."""
 
 from __future__ import annotations
 
@@ -13,23 +13,36 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True)
+class Scale:
+    """What is held against a target, and whether less of it is better."""
+
+    of: Callable[[Measurement], float | None]
+    less: bool
+    unit: str
+
+
+def host(measurement: Measurement) -> float | None:
+    """Microseconds to issue a call; None where it is not right or was not made."""
+    wrong = OURS in measurement.reasons or OURS not in measurement.host
+    return None if wrong else 1e6 * measurement.host[OURS]
+
+
+PERCENT = Scale(Measurement.percent_of_copy, False, " %")
+COPIES = Scale(lambda measurement: measurement.quotient(OURS, COPY), True, "x a same-shape copy")
+HOST = Scale(host, True, " µs")
+
+
+@dataclass(frozen=True)
 class Target:
-    """A regime, the cases in it, and the percentage that each of them should reach; of decoding, how many times the
-    time of a same-shape copy it may take."""
+    """A regime, the cases in it, and what each of them should reach."""
 
     regime: str
     holds: Callable[[Case], bool]
-    least: float = 0.0  # percent of copy
-    most: float = 0.0  # times a same-shape copy
-
-    def of(self, measurement: Measurement) -> float | None:
-        """What is held against the target."""
-        if self.most:
-            return measurement.quotient(OURS, COPY)
-        return measurement.percent_of_copy()
+    goal: float
+    scale: Scale = PERCENT
 
     def met(self, value: float) -> bool:
-        return value <= self.most if self.most else value >= self.least
+        return value <= self.goal if self.scale.less else value >= self.goal
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,8 @@ TARGETS = (
     Target("backward, LayerNorm, N 32k-64k", lambda c: backward(c, 32768, 65536), 80),
     Target("backward, <= 2k rows", lambda c: c.mode == BACKWARD and c.norm == "layer" and c.rows <= 2048, 65),
     Target("decode, <= 64 rows, N <= 8k, in a CUDA graph",
-           lambda c: c.mode == INFERENCE and c.rows <= DECODE and c.d <= 8192, most=1.3),
+           lambda c: c.mode == INFERENCE and c.rows <= DECODE and c.d <= 8192, 1.3, COPIES),
+    Target("host, a forward without dropout", lambda c: c.mode == INFERENCE and not c.dropout_p, 8, HOST),
 )  # fmt: skip
 
 
@@ -78,10 +92,10 @@ def verdicts(results: Results) -> list[Verdict]:
     for target in TARGETS:
         values = {}
         for measurement in results.measurements:
-            value = target.of(measurement)
+            value = target.scale.of(measurement)
             if value is not None and target.holds(measurement.case):
                 values[measurement.case] = value
-        order = sorted(values, key=lambda case: values[case], reverse=target.most > 0)
+        order = sorted(values, key=lambda case: values[case], reverse=target.scale.less)
         worst = order[0] if order else None
         found.append(Verdict(target, None if worst is None else values[worst], worst, len(values)))
     return found

@@ -39,8 +39,9 @@ def targets(found: Sequence[Verdict]) -> Section:
 
 def target_row(verdict: Verdict) -> tuple[str, ...]:
     target, worst = verdict.target, verdict.worst
-    goal = f"<= {target.most:g}x a copy" if target.most else f">= {target.least:g} %"
-    shown = "–" if worst is None else ratio(worst) if target.most else f"{digits(worst)} %"
+    scale = target.scale
+    goal = f"{'<=' if scale.less else '>='} {target.goal:g}{scale.unit}"
+    shown = "–" if worst is None else f"{digits(worst)}{scale.unit}"
     word = {None: "not measured", True: "yes", False: "no"}[verdict.met]
     return (target.regime, word, goal, shown, str(verdict.cases), verdict.case.shape if verdict.case else "–")
 

@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 
 from .backward import backward_kernel, means_kernel
 from .forward import forward_kernel
-from .launch import BACKWARD, FORWARD, MANY, Backward, Forward, backward_for
+from .launch import BACKWARD, FORWARD, MANY, REGISTERS, Backward, Forward, backward_for
 from .norms import POLICIES
 
 WIDEST = 131072
@@ -38,7 +38,7 @@ FORWARD_OPTIONS = ("plain", "everything")
 Variant = tuple[Forward | Backward, int, int, str, str]
 ARGUMENTS_16 = [["tt.divisibility", 16]]
 ARCHS = (80, 90, 100)
-REGISTERS, WARPS, PROGRAMS = 65536, 64, 32  # of a multiprocessor, from sm_80 on
+WARPS, PROGRAMS = 64, 32  # of a multiprocessor, from sm_80 on
 SHARED = {80: 164, 90: 228, 100: 228}  # KiB of a multiprocessor, of which a program costs one
 
 
@@ -209,7 +209,9 @@ def ptxas(ptx: str, arch: int) -> tuple[int, int]:
 def compile_row(row: Forward | Backward, size: int, width: int, norm: str, option: str, arch: int) -> Compiled:
     kernel = "forward" if isinstance(row, Forward) else "means" if option == MEANS else "backward"
     source = SOURCES[kernel](row, size, width, norm, option)
-    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": row.warps})
+    limit = row.registers(OPTIONS[option][1]) if isinstance(row, Backward) and kernel == "backward" else None
+    options = {"num_warps": row.warps, "maxnreg": limit}
+    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, spills = ptxas(binary.asm["ptx"], arch)
     accesses = re.findall(r"(?:(?:ld|st)\.global[.\w:]*|cp\.async\.c[ag][.\w]*)", binary.asm["ptx"])
     asked, partials = 0, 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ALIGN = 8  # elements
+from .launch import ALIGN
 
 
 def matrix(t: Tensor | None, width: int) -> Tensor | None:

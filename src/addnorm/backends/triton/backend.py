@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...call import Call, Gradient
-from ..base import YES, Backend, Support
+from ..base import YES, Backend, Plan, Support
 
 NORMS = ("layer", "rms")  # that there are kernels for: norms.py
 OLDEST = (8, 0)  # compute capability: bfloat16, asynchronous copies
@@ -46,7 +46,7 @@ def obstacle(kind: str, index: int | None) -> str:
     capability = torch.cuda.get_device_capability(index)
     if capability < OLDEST:
         return f"{kind}:{index or 0} has compute capability {capability}, the kernels want {OLDEST}"
-    return ""
+    return kernels.trouble()
 
 
 # As torch.compiler.assume_constant_result has it, without importing Dynamo: a graph asks once, while it is traced.
@@ -81,6 +81,9 @@ class Triton(Backend):
 
     def backward(self, call: Gradient) -> dict[str, Tensor | None]:
         return kernels().backward(call)
+
+    def plan(self, call: Call, *, keep_stream: bool) -> Plan | None:
+        return kernels().plan(call, keep_stream=keep_stream)
 
 
 def kernels() -> ModuleType:

@@ -93,7 +93,7 @@ def write(
 
 @triton.jit(do_not_specialize=["rows", "threshold"])
 def forward_kernel(
-    x, residual, y, z, stats, weight, bias, branch_bias, branch_scale, row_scale, seed,
+    x, residual, weight, bias, branch_bias, branch_scale, row_scale, seed, y, z, stats,
     rows, x_stride, residual_stride, y_stride, z_stride, row_scale_stride, threshold,
     eps: tl.float64, residual_scale: tl.float64, keep_scale: tl.float64, weight_offset: tl.float64,
     STATISTICS: tl.constexpr, NORMALISE: tl.constexpr, SHIFTS: tl.constexpr, STATS: tl.constexpr,

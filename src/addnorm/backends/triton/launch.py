@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 ANY = 1 << 62
 MANY = 4096
+ALIGN = 8  # elements
+REGISTERS = 65536  # of a multiprocessor
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,17 @@ class Backward:
     def tiles(self, width: int, sums: int, extras: int) -> int:
         """Tiles of a program, of a row of some width. An extra takes as much room as a column sum: a mask, the sum for
         the branch's bias once more, x twice; one sum alone takes as much as two."""
-        fit = max(1, self.room // max(2, sums + extras))
+        room = self.room // 2 if width > self.width and width % ALIGN else self.room  # the rest is for addresses
+        fit = max(1, room // max(2, sums + extras))
         return min(fit, -(-min(width, self.width) // self.block))
+
+    def registers(self, extras: int) -> int | None:
+        """That a thread may have, or None for what ptxas chooses. It rather spills a few bytes than let go of one more
+        program: with extras, and where sixteen warps have none, it is told to take what there is. Sixteen with extras
+        need all anyway, and spilled when told."""
+        if bool(extras) == (self.warps == 16):
+            return None
+        return min(255, REGISTERS // (32 * self.warps))
 
     def holds(self, extras: int) -> int:
         """`held`, but nothing where the registers of sixteen warps are wanted for extras."""
@@ -81,9 +92,17 @@ DOUBLE_BACKWARD = (
 )  # fmt: skip
 BACKWARD: dict[int, tuple[Backward, ...]] = {2: HALF_BACKWARD, 4: SINGLE_BACKWARD, 8: DOUBLE_BACKWARD}
 
+# Rows that are read twice and are no multiple of `ALIGN` long: with an address and a mask for each element, the threads
+# of sixteen warps have too few registers.
+ODD_FORWARD: dict[int, Forward] = {
+    2: Forward(ANY, 1, 2048, 8, keep=False), 4: Forward(ANY, 1, 1024, 8, keep=False),
+    8: Forward(ANY, 1, 2048, 8, keep=False),
+}  # fmt: skip
+
 
 def forward_for(width: int, itemsize: int) -> Forward:
-    return next(launch for launch in FORWARD[itemsize] if width <= launch.width)
+    launch = next(launch for launch in FORWARD[itemsize] if width <= launch.width)
+    return launch if launch.keep or width % ALIGN == 0 else ODD_FORWARD[itemsize]
 
 
 def backward_for(width: int, itemsize: int, sums: int) -> Backward:

@@ -7,7 +7,9 @@ the launch. What its choice depends on is here the key of a table: the device, t
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
 
 import triton
 
@@ -15,24 +17,69 @@ INTERPRETED = triton.knobs.runtime.interpret
 PROGRAMS: dict[Any, Any] = {}
 INT32 = 2**31 - 1
 
+
+@cache
+def trouble() -> str:
+    """Why Triton launches nothing on this machine, or nothing: it compiles its launcher here, by a C compiler."""
+    try:
+        triton.runtime.driver.active  # noqa: B018
+    except Exception as error:  # no compiler, no Python headers, no driver: each in a way of its own
+        first_line = (str(error).strip() or "no message").splitlines()[0]
+        return f"triton does not start: {type(error).__name__}: {first_line}"
+    return ""
+
+
 Grid = tuple[int, int, int]
 
 
-def start(
-    kernel: Any, grid: Grid, pointers: tuple[Any, ...], numbers: tuple[Any, ...], constants: tuple[Any, ...],
-    fixed: tuple[Any, ...], warps: int,
-) -> None:  # fmt: skip
-    """``kernel[grid](*pointers, *numbers, *constants)``; the first number may need 64 bits."""
-    if INTERPRETED:
-        kernel[grid](*pointers, *numbers, *constants, num_warps=warps)
-        return
-    device = triton.runtime.driver.active.get_current_device()
-    key = (id(kernel), device, warps, numbers[0] > INT32, fixed, kinds(pointers))
-    program = PROGRAMS.get(key)
-    if program is None:
-        PROGRAMS[key] = kernel[grid](*pointers, *numbers, *constants, num_warps=warps)
-    else:
-        program[grid](*pointers, *numbers, *constants)
+class Launch(NamedTuple):
+    """What a kernel is started with: ``kernel[grid](*pointers, *numbers, *constants)``. The first number may need 64
+    bits."""
+
+    kernel: Any
+    grid: Grid
+    pointers: tuple[Any, ...]
+    numbers: tuple[Any, ...]
+    constants: tuple[Any, ...]
+    fixed: tuple[Any, ...]
+    warps: int
+    registers: int | None = None  # of a thread, at most
+
+    def start(self) -> None:
+        arguments = (*self.pointers, *self.numbers, *self.constants)
+        if INTERPRETED:
+            self.kernel[self.grid](*arguments)
+            return
+        driver = triton.runtime.driver.active
+        stream = driver.get_current_stream(driver.get_current_device())
+        starter(self.program(), self.grid)(stream, *arguments)
+
+    def program(self) -> Any:
+        """The compiled kernel."""
+        device = triton.runtime.driver.active.get_current_device()
+        key = (id(self.kernel), device, self.warps, self.registers, self.numbers[0] > INT32, self.fixed,
+               kinds(self.pointers))  # fmt: skip
+        program = PROGRAMS.get(key)
+        if program is None:
+            arguments = (*self.pointers, *self.numbers, *self.constants)
+            options = {"num_warps": self.warps, "maxnreg": self.registers}
+            program = PROGRAMS[key] = self.kernel.warmup(*arguments, grid=self.grid, **options)
+        return program
+
+
+def starter(program: Any, grid: Grid) -> Callable[..., None]:
+    """``program[grid]`` given the stream first; without the preparations for Triton's launch hooks, a quarter of the
+    host's time, while there are none."""
+    runner, run, function, packed = program[grid], program.run, program.function, program.packed_metadata
+    hooks = triton.knobs.runtime
+
+    def start(stream: int, *arguments: Any) -> None:
+        if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
+            runner(*arguments, stream=stream)
+        else:
+            run(*grid, stream, function, packed, None, None, None, *arguments)
+
+    return start
 
 
 def kinds(pointers: tuple[Any, ...]) -> tuple[Any, ...]:

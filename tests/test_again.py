@@ -1,0 +1,212 @@
+"""The short way of a call like an earlier one: what may take it, and that its errors are the ordinary ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from addnorm import add_norm, add_norm_stream, norms, ops
+from addnorm import again as short
+from addnorm.backends import BACKENDS
+from addnorm.backends.base import Plan
+from addnorm.backends.eager import Eager
+from addnorm.call import Call
+
+D = 16
+
+
+class Planning(Eager):
+    """Plain torch whose plans say that they were taken."""
+
+    name = "planning"
+    made = taken = 0
+
+    def plan(self, call: Call, *, keep_stream: bool) -> Plan | None:
+        self.made += 1
+        if call.dropout_p:
+            return None
+
+        def again(x: Tensor, addresses: Any) -> tuple[Tensor, Tensor]:
+            self.taken += 1
+            return x + 1, x
+
+        return again
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Planning]:
+    planning = Planning()
+    monkeypatch.setitem(BACKENDS, planning.name, planning)
+    monkeypatch.setattr(short, "PLANS", {})
+    with torch.no_grad():
+        yield planning
+
+
+def call(*tensors: Tensor, **options: Any) -> Tensor:
+    return add_norm(*tensors, **options, backend="planning")
+
+
+def rows(count: int = 4) -> Tensor:
+    return torch.randn(count, D)
+
+
+def test_a_call_is_planned_once_and_checked_once(backend: Planning) -> None:
+    for _ in range(3):
+        x = rows()
+        assert torch.equal(call(x, rows()), x + 1)
+        assert add_norm_stream(x, rows(), backend="planning")[1] is x
+    assert (backend.made, backend.taken) == (2, 6)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: call(rows(5), rows(5)),
+        lambda: call(rows().bfloat16(), rows()),
+        lambda: call(rows(), rows().bfloat16()),
+        lambda: call(rows()),
+        lambda: call(rows(), rows(), torch.ones(D)),
+        lambda: call(rows(), rows(), branch_bias=torch.ones(D)),
+        lambda: call(rows(), rows(), branch_scale=torch.ones(D)),
+        lambda: call(rows(), rows(), branch_scale=torch.tensor(1.0)),
+        lambda: call(rows(), rows(), row_scale=torch.ones(4)),
+        lambda: call(rows(), rows(), row_scale=torch.ones(1)),
+        lambda: call(rows(), rows(), norm="rms"),
+        lambda: call(rows(), rows(), eps=1e-6),
+        lambda: call(rows(), rows(), residual_scale=2.0),
+        lambda: call(rows(), rows(), dropout_p=0.5),
+        lambda: call(rows(), rows(), training=False),
+        lambda: call(rows(), rows(), out_dtype=torch.float64),
+        lambda: call(rows(), rows(), stream_dtype=torch.float64),
+        lambda: call(torch.randn(2, 2, D), torch.randn(2, 2, D)),
+    ],
+)
+def test_another_kind_of_call_has_another_plan(backend: Planning, other: Callable[[], Tensor]) -> None:
+    call(rows(), rows())
+    other()
+    other()
+    assert backend.made == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"residual_scale": True}, "residual_scale must be a number, got bool"),
+        ({"weight_offset": False}, "weight_offset must be a number, got bool"),
+        ({"eps": [1e-5]}, "eps must be a number, got list"),
+        ({"dropout_p": 1.0, "training": False}, r"dropout_p must be in \[0, 1\), got 1.0"),
+        ({"norm": "batch"}, "norm='batch' is unknown"),
+        ({"bias": torch.ones(1, D)}, "bias has shape"),
+        ({"weight": torch.ones(D).to_sparse()}, "weight must be a dense"),
+        ({"weight": "nested"}, "weight must be a dense"),
+        ({"residual": torch.ones(4, D, dtype=torch.int64)}, "residual must be torch.float64"),
+        ({"residual": torch.ones(4, D, device="meta")}, "residual is on meta"),
+        ({"x": 3}, "x must be a torch.Tensor"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.usefixtures("backend")
+def test_errors_are_the_ordinary_ones(options: dict[str, Any], error: str) -> None:
+    if options == {"weight": "nested"}:
+        options = {"weight": torch.nested.nested_tensor([torch.ones(1)])}  # which warns
+    plain = {"x": rows(), "residual": rows(), "weight": torch.ones(D), "bias": torch.ones(D)}
+    add_norm(**plain, backend="planning")
+    add_norm(**plain, residual_scale=1, weight_offset=0, eps=1, backend="planning")
+    for _ in range(2):
+        with pytest.raises((TypeError, ValueError), match=error):
+            add_norm(**{**plain, **options}, backend="planning")
+
+
+class Function(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class Dispatched(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class Sub(Tensor):
+    pass
+
+
+@pytest.mark.parametrize("watching", [Function, Dispatched, torch.inference_mode, nullcontext])
+def test_where_something_watches_calls_go_the_ordinary_way(backend: Planning, watching: Any) -> None:
+    with watching():
+        call(rows(), rows())
+    assert backend.taken == (watching in (torch.inference_mode, nullcontext))
+
+
+def test_autocast_and_transforms_go_the_ordinary_way(backend: Planning) -> None:
+    torch.set_autocast_enabled("cuda", True)  # torch.autocast leaves it off where there is no GPU
+    try:
+        call(rows(), rows())
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert backend.taken == 0
+    call(rows())
+    with pytest.raises(ValueError, match="transforms"), forward_ad.dual_level():
+        call(rows())
+    with pytest.raises(ValueError, match="transforms"):
+        torch.func.vmap(call)(rows()[None])
+    assert backend.taken == 1
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda: torch.randn(D, 4).t(),
+        lambda: torch.randn(4 * D + 1)[1:].view(4, D),
+        lambda: torch._neg_view(rows()),
+        lambda: torch._efficientzerotensor((4, D)),
+        lambda: rows().as_subclass(Sub),
+        lambda: torch.randn(0, D),
+    ],
+    ids=["strided", "unaligned", "negative", "zero", "subclass", "empty"],
+)
+def test_odd_tensors_go_the_ordinary_way(backend: Planning, odd: Callable[[], Tensor]) -> None:
+    x = odd()
+    assert call(x, torch.zeros(len(x), D)).shape == x.shape
+    assert call(torch.zeros(len(x), D), x).shape == x.shape
+    assert backend.taken == 0
+
+
+def test_a_gradient_goes_the_ordinary_way(backend: Planning) -> None:
+    weight = torch.ones(D, requires_grad=True)
+    with torch.enable_grad():
+        assert call(rows(), rows(), weight).requires_grad
+        assert backend.taken == 0
+        call(rows(), rows())
+    assert backend.taken == 1
+
+
+def test_results_that_are_given_and_policies_go_the_ordinary_way(backend: Planning) -> None:
+    x = rows()
+    call(x, x, out=torch.empty_like(x))
+    call(x, x, norm=norms.DyT(torch.tensor(1.0)))
+    call(x, x, seed=1)
+    call(x, x, branch_scale=0.5)
+    assert backend.taken == 0
+
+
+def test_plans_are_bounded(backend: Planning, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(short, "MOST", 3)
+    for count in range(1, 9):
+        call(rows(count))
+    assert len(short.PLANS) <= 3
+
+
+@pytest.mark.parametrize("odd", [lambda x: torch._neg_view(x), lambda x: x.as_subclass(Sub)])
+def test_what_is_not_plain_is_seen_by_the_dispatcher(odd: Callable[[Tensor], Tensor]) -> None:
+    assert ops.unwatched("triton", (rows(), None))
+    assert not ops.unwatched("triton", (rows(), odd(rows())))
+    assert not ops.unwatched("triton", (torch._efficientzerotensor((4, D)),))
