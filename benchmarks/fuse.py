@@ -53,8 +53,7 @@ def fused(model: nn.Module, modes: list[str]) -> Models:
     for mode in modes:
         addnorm.fuse(models[mode], mode=mode)
     if "inductor" in modes:
-        models[NATIVE] = copy.deepcopy(model)
-        models[NATIVE].compile()
+        models[NATIVE] = torch.compile(copy.deepcopy(model))  # in place, torch's own containers would not be captured
     return models
 
 
