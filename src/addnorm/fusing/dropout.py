@@ -100,10 +100,14 @@ def either(query: Tensor, key: Tensor, value: Tensor, *options: Any, **named: An
     return stand_in(query, key, value, *options, **named)
 
 
+def own_copy(function: types.FunctionType, **names: Any) -> types.FunctionType:
+    """A function with its code as it is, which finds other things under some names; under its own, itself."""
+    found = {**function.__globals__, **names}
+    made = types.FunctionType(function.__code__, found, argdefs=function.__defaults__)
+    made.__module__ = __name__  # by which the code of a graph finds it
+    found[function.__name__] = made
+    return made
+
+
 HEADS = inspect.signature(F.multi_head_attention_forward)
-multi_head_attention_forward = types.FunctionType(  # torch's code, which finds another attention under that name
-    F.multi_head_attention_forward.__code__,
-    {**vars(F), "scaled_dot_product_attention": either},
-    argdefs=F.multi_head_attention_forward.__defaults__,
-)
-multi_head_attention_forward.__module__ = __name__  # by which generated code finds it
+multi_head_attention_forward = own_copy(F.multi_head_attention_forward, scaled_dot_product_attention=either)
