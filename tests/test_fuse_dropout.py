@@ -141,6 +141,10 @@ class Call(nn.Module):
         return self.function(*tensors, **self.options)
 
 
+class Own(Tensor):
+    """With rules of its own."""
+
+
 def left() -> dict[str, tuple[Call, tuple[Tensor, ...]]]:
     x, q, few = torch.randn(20, WIDTH), torch.randn(2, 4, 20, 8), torch.randn(2, 2, 20, 8)
     attend = Call(torch_attention, dropout_p=P)
@@ -167,6 +171,18 @@ def test_what_is_left_to_torch(name: str) -> None:
     with handle:
         torch.manual_seed(4)
         assert torch.equal(model(*tensors), before)
+
+
+def test_a_subclass_keeps_its_own_dropout() -> None:
+    with torch._subclasses.FakeTensorMode():
+        x = torch.randn(20, WIDTH)
+    graph = torch.fx.Graph()
+    place = graph.placeholder("x")
+    for value, target in ((x, dropout.drawn), (torch.randn(20, WIDTH).as_subclass(Own), F.dropout)):
+        place.meta["example_value"] = value
+        node = graph.call_function(F.dropout, (place, P, True, False))
+        dropout.draw_faster(graph)
+        assert node.target is target
 
 
 def test_what_torch_refuses_is_refused() -> None:
