@@ -120,15 +120,21 @@ def measure(name: str, modes: list[str], rounds: int, budget: float) -> list[dic
 def markdown(results: dict) -> str:
     """One table for the modes that need no compiler, one for Inductor; then what is surely slower."""
     lines = []
-    for kinds in (("control", "eager", "modules"), ("control", NATIVE, "inductor", BESIDE)):
-        rows = [row for row in results["rows"] if kinds[-1] in row["ratios"]]
-        lines += [f"| model | | original, ms | {' | '.join(kinds)} |", f"| - | - | -: |{' -: |' * len(kinds)}"]
+    for kinds in (("eager", "modules"), (NATIVE, "inductor", BESIDE)):
+        rows = [row for row in results["rows"] if {*kinds} & {*row["ratios"]}]
+        if not rows:
+            continue
+        lines += [
+            f"| model | | original, ms | control | {' | '.join(kinds)} |",
+            f"| - | - | -: | -: |{' -: |' * len(kinds)}",
+        ]
         for row in rows:
-            cells = ["{:.2f} ({:.2f}-{:.2f})".format(*row["ratios"][kind]) for kind in kinds]
+            found = [row["ratios"].get(kind) for kind in ("control", *kinds)]
+            cells = ["" if each is None else "{:.2f} ({:.2f}-{:.2f})".format(*each) for each in found]
             lines.append(
                 f"| {row['model']} | {row['use']} | {1e3 * row['seconds']['original']:.1f} | {' | '.join(cells)} |"
             )
-        lines += ["", f"Wholly below 1: {'; '.join(slower(rows, kinds)) or 'nothing'}.", ""]
+        lines += ["", f"Wholly below 1: {'; '.join(slower(rows, ('control', *kinds))) or 'nothing'}.", ""]
     machine = results["machine"]
     where = f"{machine['cpu']}, threads: {machine['threads']}, {machine['isa']}; torch {machine['torch']}, "
     versions = f"transformers {results['transformers']}, addnorm {machine['addnorm']}; {machine['date'][:10]}."
@@ -137,7 +143,12 @@ def markdown(results: dict) -> str:
 
 def slower(rows: list[dict], kinds: tuple[str, ...]) -> list[str]:
     """What has an interval below 1."""
-    return [f"{row['model']}, {row['use']}, {kind}" for row in rows for kind in kinds if row["ratios"][kind][-1] < 1]
+    return [
+        f"{row['model']}, {row['use']}, {kind}"
+        for row in rows
+        for kind in kinds
+        if row["ratios"].get(kind, [1])[-1] < 1
+    ]
 
 
 def main() -> None:
