@@ -173,6 +173,35 @@ def test_what_is_left_to_torch(name: str) -> None:
         assert torch.equal(model(*tensors), before)
 
 
+def test_attention_called_by_keywords() -> None:
+    class Keywords(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(query=x, key=x, value=x, dropout_p=P)
+
+    x = torch.randn(2, 20, WIDTH, requires_grad=True)
+    model = Keywords()
+    with pytest.warns(UserWarning, match="nothing to fuse"):
+        handle = fuse(model, example=x)
+    with handle:
+        model(x)
+        assert draws(model, x) == 0
+    assert handle.report.breaks == ()
+
+
+def test_torchs_heads_called_with_defaults() -> None:
+    heads, x = nn.MultiheadAttention(WIDTH, 2), torch.randn(20, 2, WIDTH)
+    arguments = (x, x, x, WIDTH, 2, heads.in_proj_weight, heads.in_proj_bias, None, None, False, P)
+    call = Call(lambda *_: F.multi_head_attention_forward(*arguments, heads.out_proj.weight, heads.out_proj.bias)[0])
+    with pytest.warns(UserWarning, match="nothing to fuse"):
+        handle = fuse(call, example=x)
+    with handle:
+        torch.manual_seed(7)
+        after = call(x)
+    torch.manual_seed(7)
+    assert torch.equal(after, call(x))  # its weights are given back, and are left to torch
+    assert handle.report.breaks == ()
+
+
 def test_a_subclass_keeps_its_own_dropout() -> None:
     with torch._subclasses.FakeTensorMode():
         x = torch.randn(20, WIDTH)

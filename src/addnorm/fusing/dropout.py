@@ -26,7 +26,7 @@ from .nodes import example, is_call
 
 NARROW = 16  # columns, below which rows are many and short and torch is faster
 WIDE = (torch.float32, torch.float64)
-ATTENTION = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
+ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 
 def draw_faster(graph: Graph) -> None:
@@ -45,20 +45,23 @@ def draw_faster(graph: Graph) -> None:
 def attention_draws(node: Node) -> bool:
     """Whether a call of torch's attention is one that `attention` stands in for: torch makes it in these steps only
     in these types, and groups heads that are fewer beforehand."""
-    options = given(node)
-    plain = not options["enable_gqa"] and isinstance(options["dropout_p"], float) and 0 < options["dropout_p"] < 1
-    return plain and all(on_cpu(each, WIDE) for each in (*node.args[:3], node)) and not narrow(node.args[1], -2)
+    options = {**dict(zip(ATTENTION, node.args, strict=False)), **node.kwargs}
+    tensors = [options.get(name) for name in ("query", "key", "value")]
+    plain = not options.get("enable_gqa") and is_rate(options.get("dropout_p"))
+    return plain and all(on_cpu(each, WIDE) for each in (*tensors, node)) and not narrow(options["key"], -2)
 
 
 def heads_draw(node: Node) -> bool:
     """The same of a call of the function in `torch.nn.MultiheadAttention`, which is captured as a whole."""
-    options = HEADS.bind(*node.args, **node.kwargs).arguments
-    drops = options["training"] and options["dropout_p"] > 0 and not options["need_weights"]
+    bound = HEADS.bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    options = bound.arguments
+    drops = options["training"] is True and is_rate(options["dropout_p"]) and options["need_weights"] is False
     return drops and on_cpu(options["query"], WIDE) and not narrow(options["key"], 0)
 
 
-def given(node: Node) -> dict[str, Any]:
-    return {**ATTENTION, **dict(zip(ATTENTION, node.args[3:], strict=False)), **node.kwargs}
+def is_rate(p: Any) -> bool:
+    return isinstance(p, float) and 0 < p < 1
 
 
 def on_cpu(node: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
