@@ -1,7 +1,10 @@
 """What `addnorm.fuse` gains in whole models, in each mode: inference and a training step with dropout, interleaved.
 
 python -m benchmarks.fuse [MODEL ...] [--modes eager modules inductor] [--out FILE]     # adds to FILE
-python -m benchmarks.fuse --markdown --out FILE                                         # the table of FILE
+python -m benchmarks.fuse --markdown --out FILE                                         # the tables of FILE
+
+Given are the medians of the rounds' ratios, the original's time over the fused model's, and their 95 % confidence
+intervals. The control is a second copy of the original: its ratio should be 1.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor, nn
 
 import addnorm
-from addnorm.clock import interleaved
+from addnorm.clock import ratio, samples
 from addnorm.demo import minilm
 from addnorm.machine import describe, version
 from tests.support.models import Size, build, cases, first
@@ -29,6 +33,7 @@ SIZE = Size(layers=2, width=256, heads=4, inner=1024, words=1000, sentences=4, l
 REAL = "MiniLM, real weights"
 MODES = ("eager", "modules", "inductor")
 NATIVE = "torch.compile"  # beside mode "inductor": the same without fusing
+BESIDE = "inductor beside torch.compile"
 
 Models = dict[str, nn.Module]
 
@@ -43,13 +48,12 @@ def model_and_inputs(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
 
 
 def fused(model: nn.Module, modes: list[str]) -> Models:
-    """Copies of the model: as it is, in each mode, and compiled without fusing where a mode compiles."""
-    models = {"original": model, **{mode: copy.deepcopy(model) for mode in modes}}
+    """The model, a copy as it is, one in each mode, and one compiled without fusing where a mode compiles."""
+    models = {"original": model, **{kind: copy.deepcopy(model) for kind in ("control", *modes)}}
     for mode in modes:
         addnorm.fuse(models[mode], mode=mode)
     if "inductor" in modes:
-        models[NATIVE] = copy.deepcopy(model)
-        models[NATIVE].compile()
+        models[NATIVE] = torch.compile(copy.deepcopy(model))  # in place, torch's own containers would not be captured
     return models
 
 
@@ -91,7 +95,7 @@ def timer() -> Callable[[], float]:
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def measure(name: str, modes: list[str], rounds: int) -> list[dict]:
+def measure(name: str, modes: list[str], rounds: int, budget: float) -> list[dict]:
     model, inputs = model_and_inputs(name)
     models = fused(model, modes)
     if not agree(models, inputs):
@@ -102,37 +106,57 @@ def measure(name: str, modes: list[str], rounds: int) -> list[dict]:
         for each in steps.values():
             for _ in range(3):
                 each()
-        seconds = interleaved(steps, rounds=rounds, warmup=1, timer=timer())
-        rows.append({"model": name, "use": use, "seconds": seconds})
-        ratios = ", ".join(f"{kind} {seconds['original'] / taken:.3f}x" for kind, taken in seconds.items())
-        print(f"{name}, {use}: {1e3 * seconds['original']:.1f} ms; {ratios}", flush=True)
+        times = samples(steps, rounds=rounds, warmup=1, budget=budget, timer=timer())
+        seconds = {kind: median(taken) for kind, taken in times.items()}
+        ratios = {kind: ratio(times["original"], taken) for kind, taken in times.items() if kind != "original"}
+        if NATIVE in times:
+            ratios[BESIDE] = ratio(times[NATIVE], times["inductor"])
+        rows.append({"model": name, "use": use, "rounds": len(times["original"]), "seconds": seconds, "ratios": ratios})
+        found = ", ".join(f"{kind} {each}" for kind, each in ratios.items())
+        print(f"{name}, {use}: {1e3 * seconds['original']:.1f} ms; {found}", flush=True)
     return rows
 
 
 def markdown(results: dict) -> str:
-    """Original time over the fused model's; with Inductor also that of the model compiled without fusing."""
-    merged: dict[tuple[str, str], dict[str, float]] = {}
-    for row in results["rows"]:
-        ratios = {kind: row["seconds"]["original"] / taken for kind, taken in row["seconds"].items()}
-        merged.setdefault((row["model"], row["use"]), {}).update(
-            {**ratios, "original": 1e3 * row["seconds"]["original"]}
-        )
-    kinds = [kind for kind in (*MODES, NATIVE) if any(kind in found for found in merged.values())]
-    lines = [f"| model | | original, ms | {' | '.join(kinds)} |", f"| - | - | -: |{' -: |' * len(kinds)}"]
-    for (name, use), found in merged.items():
-        cells = [f"{found[kind]:.2f}x" if kind in found else "" for kind in kinds]
-        lines.append(f"| {name} | {use} | {found['original']:.1f} | {' | '.join(cells)} |")
+    """One table for the modes that need no compiler, one for Inductor; then what is surely slower."""
+    lines = []
+    for kinds in (("eager", "modules"), (NATIVE, "inductor", BESIDE)):
+        rows = [row for row in results["rows"] if {*kinds} & {*row["ratios"]}]
+        if not rows:
+            continue
+        lines += [
+            f"| model | | original, ms | control | {' | '.join(kinds)} |",
+            f"| - | - | -: | -: |{' -: |' * len(kinds)}",
+        ]
+        for row in rows:
+            found = [row["ratios"].get(kind) for kind in ("control", *kinds)]
+            cells = ["" if each is None else "{:.2f} ({:.2f}-{:.2f})".format(*each) for each in found]
+            lines.append(
+                f"| {row['model']} | {row['use']} | {1e3 * row['seconds']['original']:.1f} | {' | '.join(cells)} |"
+            )
+        lines += ["", f"Wholly below 1: {'; '.join(slower(rows, ('control', *kinds))) or 'nothing'}.", ""]
     machine = results["machine"]
     where = f"{machine['cpu']}, threads: {machine['threads']}, {machine['isa']}; torch {machine['torch']}, "
     versions = f"transformers {results['transformers']}, addnorm {machine['addnorm']}; {machine['date'][:10]}."
-    return "\n".join([*lines, "", where + versions])
+    return "\n".join([*lines, where + versions])
+
+
+def slower(rows: list[dict], kinds: tuple[str, ...]) -> list[str]:
+    """What has an interval below 1."""
+    return [
+        f"{row['model']}, {row['use']}, {kind}"
+        for row in rows
+        for kind in kinds
+        if row["ratios"].get(kind, [1])[-1] < 1
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=[], help="of the table, by default all")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["eager", "modules"])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--seconds", type=float, default=20, help="no new round of a use begins after these")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="with 1, CPU time is measured")
     parser.add_argument("--out", type=Path, default=FILE)
     parser.add_argument("--markdown", action="store_true")
@@ -144,7 +168,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     for name in args.models or [REAL, *cases(SIZE)]:
-        rows = measure(name, args.modes, args.rounds)
+        rows = measure(name, args.modes, args.rounds, args.seconds)
         replaced = {(row["model"], row["use"], *row["seconds"]) for row in rows}
         kept = [row for row in results["rows"] if (row["model"], row["use"], *row["seconds"]) not in replaced]
         results = {

@@ -1,15 +1,16 @@
 """The tables in src/addnorm/fusing/measured.py, which say where `fuse` leaves a norm as it is.
 
-python -m benchmarks.measured alone                            # norms without a sum, operation by operation
+python -m benchmarks.measured alone [--only TEXT]              # norms without a sum, operation by operation
 python -m benchmarks.measured compiled [--only TEXT]           # sums and norms between Linears, under Inductor
 
-A cell is the time as it was over the time fused, medians of interleaved runs on one thread: above 1 the fused operation
-is quicker.
+A cell is the time as it was over the time fused, medians of interleaved runs, CPU time of one thread: above 1 the fused
+operation is quicker.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -25,7 +26,9 @@ from addnorm.machine import describe
 LAYERS = 4
 DROPOUT = 0.1
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
-ALONE = [(rows, width) for width in (64, 128, 256, 384, 1024, 4096) for rows in (1, 512, 4096)]
+TIMER = time.process_time  # what else runs on the machine disturbs it least
+WIDTHS = (64, 128, 256, 384, 1024, 4096)
+ALONE = [(rows, width, dtype) for dtype in (FLOAT32, BFLOAT16) for width in WIDTHS for rows in (1, 512, 4096)]
 COMPILED = [("layer", 384, FLOAT32), ("layer", 1024, FLOAT32), ("rms", 1024, FLOAT32)]
 COMPILED += [("layer", 384, BFLOAT16), ("rms", 1024, BFLOAT16)]
 ROWS = (16, 512, 2048, 4096)
@@ -60,12 +63,10 @@ class Sublayer(nn.Module):
 PAIRS = {"layer": "layer fused", "rms": "rms fused", "written": "rms fused"}
 
 
-def alone() -> Iterator[str]:
-    """Rows of the first table: LayerNorm of torch, RMSNorm of torch, RMSNorm written out; inference | training."""
-    for dtype in (FLOAT32, BFLOAT16):
-        for rows, width in ALONE:
-            cells = [alone_cells(rows, width, dtype, training=training) for training in (False, True)]
-            yield f"{str(dtype)[6:]:9} {width:5} {rows:5} | {' | '.join(cells)}"
+def alone(rows: int, width: int, dtype: torch.dtype) -> str:
+    """A row of the first table: LayerNorm of torch, RMSNorm of torch, RMSNorm written out; inference | training."""
+    cells = [alone_cells(rows, width, dtype, training=training) for training in (False, True)]
+    return f"{str(dtype)[6:]:9} {width:5} {rows:5} | {' | '.join(cells)}"
 
 
 def alone_cells(rows: int, width: int, dtype: torch.dtype, *, training: bool) -> str:
@@ -80,7 +81,9 @@ def alone_cells(rows: int, width: int, dtype: torch.dtype, *, training: bool) ->
         "rms fused": lambda: addnorm.add_norm(x, None, weight, norm="rms", eps=1e-6),
     }
     gradient = torch.randn_like(x)
-    seconds = interleaved({name: step(call, x, gradient, training) for name, call in calls.items()}, rounds=15)
+    seconds = interleaved(
+        {name: step(call, x, gradient, training) for name, call in calls.items()}, rounds=15, timer=TIMER
+    )
     return "  ".join(f"{seconds[before] / seconds[after]:5.2f}" for before, after in PAIRS.items())
 
 
@@ -106,7 +109,7 @@ def compiled(norm: str, width: int, dtype: torch.dtype) -> Iterator[str]:
             steps = {
                 name: step(lambda model=model, x=x: model(x), x, gradient, training) for name, model in models.items()
             }
-            seconds = interleaved(steps, rounds=11)
+            seconds = interleaved(steps, rounds=11, timer=TIMER)
             cells[rows].append(f"{seconds['native'] / seconds['fused']:5.2f}")
     for rows, found in cells.items():
         yield f"{norm:5} {width:5} {str(dtype)[6:]:9} {rows:5} | {' | '.join(found)}"
@@ -126,20 +129,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=["alone", "compiled"])
     parser.add_argument(
-        "--only", default="", help="of the compiled: those with this in their name, as layer-384-float32"
+        "--only", default="", help="those with this in their name, as layer-384-float32, 512-384-float32"
     )
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)  # which what else runs on the machine disturbs least
+    torch.set_num_threads(1)
     machine = describe()
     print(f"{machine.cpu}, one thread, {machine.isa}; torch {machine.torch}; {machine.date[:10]}")
-    if args.table == "alone":
-        for row in alone():
-            print(row, flush=True)
-        return
-    for norm, width, dtype in COMPILED:
-        if args.only in f"{norm}-{width}-{str(dtype)[6:]}":
-            for row in compiled(norm, width, dtype):
+    for case in ALONE if args.table == "alone" else COMPILED:
+        *what, dtype = case
+        if args.only in "-".join([*map(str, what), str(dtype)[6:]]):
+            for row in [alone(*case)] if args.table == "alone" else compiled(*case):
                 print(row, flush=True)
 
 

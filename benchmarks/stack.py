@@ -10,7 +10,6 @@ of the written model is the control: its ratio to the first should be 1.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 from statistics import median
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import addnorm
-from addnorm.clock import samples
+from addnorm.clock import ratio, samples
 from addnorm.machine import cpu_model
 
 
@@ -66,17 +65,6 @@ def training(model: nn.Module, x: Tensor) -> Callable[[], object]:
     return lambda: model(x).backward(g)
 
 
-def paired(times: dict[str, list[float]], a: str, b: str) -> tuple[float, float, float]:
-    """The median of the ratios a / b, and its 95 % confidence interval.
-
-    >>> paired({"a": [2.0, 2.0, 6.0], "b": [1.0, 2.0, 2.0]}, "a", "b")
-    (2.0, 1.0, 3.0)
-    """
-    ratios = sorted(x / y for x, y in zip(times[a], times[b], strict=True))
-    outer = max(0, math.floor((len(ratios) - 1.96 * math.sqrt(len(ratios))) / 2))
-    return median(ratios), ratios[outer], ratios[-1 - outer]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name, default in (("layers", 12), ("width", 768), ("tokens", 128), ("rounds", 101), ("seconds", 20)):
@@ -105,11 +93,9 @@ def main() -> None:
         steps = {name: step(model, x) for name, model in models.items()}
         times = samples(steps, rounds=args.rounds, warmup=3, budget=args.seconds)
         written, stack = (1e3 * median(times[name]) for name in ("written", "stack"))
-        ratio, control = (
-            "{:.3f}x [{:.3f}, {:.3f}]".format(*paired(times, "written", name)) for name in ("stack", "control")
-        )
+        gain, control = (ratio(times["written"], times[name]) for name in ("stack", "control"))
         print(
-            f"{mode}, dropout {dropout:g}: written {written:.2f} ms, stack {stack:.2f} ms, {ratio}, "
+            f"{mode}, dropout {dropout:g}: written {written:.2f} ms, stack {stack:.2f} ms, {gain}, "
             f"control {control}, {len(times['stack'])} rounds",
             flush=True,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import warnings
 from typing import Any
@@ -228,6 +229,30 @@ def test_replaced_parts_run() -> None:
         model(**inputs)
         assert seen == ["dense"]
     assert (changed - model(**inputs)[0]).abs().max() < 1e-5 * changed.abs().max()
+
+
+def wrapped(module: nn.Module) -> None:
+    """As accelerate and others wrap a forward."""
+    inner = module.forward
+
+    @functools.wraps(inner)
+    def outer(*args: Any, **kwargs: Any) -> Any:
+        return inner(*args, **kwargs)
+
+    module.forward = outer
+
+
+@pytest.mark.parametrize("mode", ["eager", "inductor"])
+def test_a_wrapped_method_is_called_by_its_modules_name(mode: str) -> None:
+    model, x = quiet(models.encoder(False)), torch.randn(2, 3, WIDTH)
+    for layer in model.layers:
+        wrapped(layer)
+    with fuse(model, mode=mode) as handle:
+        for _ in range(2):  # the second is compiled in mode "inductor"
+            model(x)
+    found = [(site.norm, site.call, site.fused) for site in handle.report.sites]
+    assert found == [(f"layers.{i}.norm{j}", 0, True) for i in range(L) for j in (1, 2)], str(handle.report)
+    assert {site.backend for site in handle.report.sites} == {"cpu" if mode == "eager" else "inductor"}
 
 
 def test_what_differs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 Function = Callable[[], object]
 Timer = Callable[[], float]
@@ -70,6 +71,30 @@ def samples(
             if progress is not None:
                 progress()
     return found
+
+
+class Ratio(NamedTuple):
+    """The median of the rounds' ratios, and its 95 % confidence interval."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f}x [{self.low:.3f}, {self.high:.3f}]"
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
+    """How the `samples` of two functions compare, round by round: what slows a round slows both in it.
+
+    The interval is by order statistics, which assumes nothing about the noise.
+
+    >>> print(ratio([2.0, 2.0, 6.0], [1.0, 2.0, 2.0]))
+    2.000x [1.000, 3.000]
+    """
+    found = sorted(x / y for x, y in zip(above, below, strict=True))
+    outer = max(0, math.floor((len(found) - 1.96 * math.sqrt(len(found))) / 2))
+    return Ratio(median(found), found[outer], found[-1 - outer])
 
 
 def batch_size(function: Function, warmup: int, timer: Timer) -> int:

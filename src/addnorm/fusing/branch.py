@@ -78,7 +78,13 @@ def scaled(branch: Branch, source: Any, factor: Any) -> Branch | None:
 
 def dropout_of(node: Any) -> tuple[Node, float, bool] | None:
     """``(source, p, training)`` of a dropout that only one node uses."""
-    if not is_call(node, F.dropout, torch.dropout) or len(node.users) != 1:
+    found = dropout_call(node)
+    return found if found is not None and len(node.users) == 1 else None
+
+
+def dropout_call(node: Any) -> tuple[Node, float, bool] | None:
+    """``(source, p, training)`` of a dropout."""
+    if not is_call(node, F.dropout, torch.dropout):
         return None
     names = ("input", "p", "training", "inplace")
     options = {"p": 0.5, "training": True, "inplace": False, **dict(zip(names, node.args, strict=False)), **node.kwargs}

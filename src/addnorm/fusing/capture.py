@@ -11,16 +11,15 @@ from itertools import chain, count
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 
 from .base import FusedCall, hook_dicts
+from .callers import Callers
 from .fast_path import REASON, NestedEncoders
-from .nodes import module_of
 from .piece import Piece
-from .sites import Site
 
 NUMBERS = count()
 
@@ -36,10 +35,9 @@ class EagerCall(FusedCall):
         self._ran = False  # whether a captured piece ran in this call
         self._given_up = False  # whether the model can not be captured
         self._open: list[Piece] = []
-        self._seen: Counter[str] = Counter()
         self._versions: dict[tuple[int, ...], str] = {}
         self._hooks: list[dict[int, Any]] = []
-        self._owners: dict[int, str] = {}
+        self.callers = Callers(model)
         self._breaks = Counter(counters["graph_break"])
         self._nested = NestedEncoders(model)
         self.look_over()
@@ -96,16 +94,16 @@ class EagerCall(FusedCall):
         warnings.warn(f"addnorm.fuse could not capture {name}, which runs as it was: {cause}", stacklevel=6)
 
     def look_over(self) -> None:
-        """Note the model's modules: where their hooks are kept, and whose each parameter is."""
-        modules = dict(self.model.named_modules())
-        self._hooks = hook_dicts(modules.values())
-        self._owners = {id(p): name for name, m in modules.items() for p in m.parameters(recurse=False)}
+        """Note the model's modules as they are now, and where their hooks are kept."""
+        self._hooks = hook_dicts(self.model.modules())
+        self.callers.look_over()
 
     def rewrite(self, module: GraphModule, _: list[Any]) -> Callable[..., Any]:
         """Dynamo's backend: the captured piece, ready to run."""
         self.look_over()
         self.captures += 1
-        piece = Piece(module, self.named, self.report.record)
+        piece = Piece(module, self.callers, self.report.record)
+        self.report.drawn |= piece.has_drawn
         if not piece.closed:
             self._open.append(piece)
         return self.noted(lambda *args: piece.run(*args))  # which becomes another when the piece is closed
@@ -119,19 +117,9 @@ class EagerCall(FusedCall):
 
         return run
 
-    def named(self, site: Site, weight: Tensor | None) -> tuple[str, int]:
-        """The path of the module that called a norm, and how many norm calls it made before in this pass.
-
-        Where the path is not known the weight tells whose call it is.
-        """
-        name, known = module_of(site.norm.result)
-        name = name if known else self._owners.get(id(weight), name)
-        self._seen[name] += 1
-        return name, self._seen[name] - 1
-
     def settle(self) -> None:
         """After a pass: what was tried and agrees is trusted from now on."""
-        self._seen.clear()
+        self.callers.start()
         self._open = [piece for piece in self._open if not piece.close()]
         if self._first:
             new = Counter(counters["graph_break"]) - self._breaks

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from .callers import Callers
 from .capture import EagerCall, isolation, traced
 from .inductor import FusePass
-from .nodes import module_of
 from .report import Report
 from .sites import Site
 
@@ -20,9 +20,9 @@ from .sites import Site
 class TriedPass(FusePass):
     """A `FusePass` that leaves alone what was tried and did not agree, and tells the report what is Inductor's."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, callers: Callers) -> None:
         super().__init__()
-        self.report = report
+        self.report, self.callers = report, callers
 
     def objection(self, site: Site) -> str:
         tried = self.outcomes(site)
@@ -35,8 +35,8 @@ class TriedPass(FusePass):
 
     def outcomes(self, site: Site) -> list[Any]:
         """Those of the module that calls the norm."""
-        name, known = module_of(site.norm.result)
-        return [outcome for outcome in self.report.sites if known and outcome.norm == name]
+        name = self.callers.path(site.norm.result)
+        return [outcome for outcome in self.report.sites if outcome.norm == name]
 
 
 class InductorCall(EagerCall):
@@ -57,7 +57,7 @@ class InductorCall(EagerCall):
 
         self.look_over()
         self.captures += 1
-        TriedPass(self.report)(module.graph)
+        TriedPass(self.report, self.callers)(module.graph)
         module.recompile()
         compiled: Any = compile_fx(module, inputs)
         return self.noted(compiled)

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
-from .nodes import is_call, module_of
+from .nodes import is_call
 
 REASON = "torch's own fast path runs the whole layer as one operation (nn.TransformerEncoderLayer without gradients)"
 
 
-def fast_layers(graph: Graph) -> Iterator[str]:
-    """The paths of the encoder layers that a captured graph calls as one operation."""
+def fast_layers(graph: Graph) -> Iterator[Node]:
+    """The calls of whole encoder layers as one operation in a captured graph."""
     for node in graph.nodes:
         if is_call(node, torch._transformer_encoder_layer_fwd):
-            yield module_of(node)[0]
+            yield node
 
 
 class NestedEncoders:

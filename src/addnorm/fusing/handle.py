@@ -87,7 +87,8 @@ def fuse(
     has before it (a Linear's bias, dropout, LayerScale, stochastic depth), post-norm or pre-norm; a norm without a sum
     is one fused norm where that was measured to be faster. Each site is compared with the original on the first real
     inputs, dropout left out; one that is further from float64 than twice the original's error is left alone. Dropout
-    draws other random numbers than torch's, at the same rate, and repeats under ``torch.manual_seed``.
+    draws other random numbers than torch's, at the same rate, and repeats under ``torch.manual_seed``; on the CPU that
+    goes, but for mode "modules", for the dropouts beside the sites too, attention's among them, which the kernels draw.
 
     Parameters, ``state_dict``, hooks, ``train()`` and ``eval()``, ``to()``, copies and saved files (which are of the
     plain model) and gradients stay as they are. Captured again are new hooks, dtypes, train or eval, grad or not;

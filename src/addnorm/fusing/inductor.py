@@ -9,6 +9,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch.fx import Graph, GraphModule, Node
 
 from ..functional import add_norm, add_norm_stream
+from .dropout import draw_faster
 from .measured import inductor_is_faster
 from .rewrite import put
 from .sites import Site, find_sites
@@ -24,7 +25,8 @@ class FusePass(CustomGraphPass):
     The sites are those of `addnorm.fuse`, found in the graph before autograd sees it. They are matched by structure
     alone: while a model is compiled there are no numbers to try them on (``addnorm.fuse(model, mode="inductor")`` tries
     them first). Where Inductor's own fusion of the site and its neighbours was measured to be faster, the site is left
-    to it; a norm without a sum always is. See ``measured.py`` for the rule and its numbers.
+    to it; a norm without a sum always is. See ``measured.py`` for the rule and its numbers. On the CPU the kernels draw
+    the dropouts elsewhere, too.
 
     Attributes:
         fused: How many sites were found, over all graphs that Inductor did not take from its cache.
@@ -50,6 +52,7 @@ class FusePass(CustomGraphPass):
             else:
                 put(graph, site, add_norm_stream if site.stream else add_norm, here, moved, now)
                 self.fused += 1
+        draw_faster(graph)
         if graph.owning_module is not None:
             for inner in graph.owning_module.children():
                 if isinstance(inner, GraphModule):  # as checkpointing makes them

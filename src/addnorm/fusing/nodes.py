@@ -176,19 +176,3 @@ def title(node: Any) -> str:
 def value_users(node: Node) -> list[Node]:
     """Those who use a node's values, not only its type and device."""
     return [user for user in node.users if not is_method(user, "new_empty", "new_ones", "new_zeros", "new_full")]
-
-
-ROOT = "L['model']"  # how Dynamo names the argument of a captured function that the model is
-OWN_FORWARD = ".forward.__self__"  # and the model again, where its forward is an attribute of its own
-
-
-def module_of(node: Node) -> tuple[str, bool]:
-    """The path of the module that a node was traced in, and whether it is known to be one of the model's.
-
-    A piece of code that serves several modules is traced with no path.
-    """
-    stack = node.meta.get("nn_module_stack") or {}
-    name = next((entry[0] for entry in reversed(stack.values())), "")
-    if not name.startswith(ROOT):
-        return name, False
-    return name[len(ROOT) :].removeprefix(OWN_FORWARD).lstrip("."), True

@@ -8,40 +8,43 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule
 
+from .callers import Callers
+from .dropout import has_drawn
 from .fast_path import REASON, fast_layers
 from .report import Outcome
 from .rewrite import rewritten
 from .sites import Site, find_sites
 from .trial import Trial
 
-Named = Callable[[Site, "Tensor | None"], "tuple[str, int]"]  # a norm call's module path and index
 Record = Callable[[Outcome], None]
 
 
 class Piece:
     """A captured graph: under trial at first, then with its trusted sites fused for good."""
 
-    def __init__(self, module: GraphModule, named: Named, record: Record) -> None:
+    def __init__(self, module: GraphModule, callers: Callers, record: Record) -> None:
         self.module = module
         inner = [part for part in module.modules() if isinstance(part, GraphModule)]
         sites = [site for part in inner for site in find_sites(part.graph, checkpointed=part is not module)]
-        self.trials = {site: Trial(site, named, record) for site in sites if site.plain or not site.reason}
+        self.trials = {site: Trial(site, callers.named, record) for site in sites if site.plain or not site.reason}
         self.others = [site for site in sites if site not in self.trials]
         self.closed = not sites
-        for path in (path for part in inner for path in fast_layers(part.graph)):
+        for path in (callers.path(layer) for part in inner for layer in fast_layers(part.graph)):
             for norm in ("norm1", "norm2"):
                 record(Outcome(f"{path}.{norm}".lstrip("."), 0, "layer", fused=False, reason=REASON))
 
         def left_alone(site: Site) -> Callable[[Tensor | None], None]:
             def note(weight: Tensor | None) -> None:
-                name, call = named(site, weight)
+                name, call = callers.named(site.norm.result, weight)
                 record(Outcome(name, call, site.norm.kind, fused=False, reason=site.reason))
 
             return note
 
         watch = {site: left_alone(site) for site in self.others}
         targets = {site: trial.run for site, trial in self.trials.items()}
-        self.run: Callable[..., Any] = rewritten(module, targets, watch).forward
+        tried = rewritten(module, targets, watch)
+        self.has_drawn = has_drawn(tried)
+        self.run: Callable[..., Any] = tried.forward
 
     def close(self) -> bool:
         """Whether every site has been judged; then the fused calls stand in the graph themselves."""

@@ -39,6 +39,7 @@ class Report:
     outcomes: dict[tuple[str, int], Outcome] = field(default_factory=dict)
     complete: bool = False  # whether the model has been called
     breaks: tuple[str, ...] = ()  # why parts of the model could not be captured
+    drawn: bool = False  # whether dropouts beside the sites are drawn by the kernels too
 
     def record(self, outcome: Outcome) -> None:
         """Keep the outcome; of one call captured more than once (train and eval, say) the latest counts."""
@@ -62,13 +63,14 @@ class Report:
         return len(self.sites) - self.fused
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"fused": int, "skipped": int, "sites": [...], "breaks": [...], "mode": str}``, JSON-ready."""
+        """``{"fused": int, "skipped": int, "sites": [...], "breaks": [...], "drawn": bool, "mode": str}``, for JSON."""
         sites = [{**asdict(outcome), "folded": list(outcome.folded)} for outcome in self.sites]
         return {
             "fused": self.fused,
             "skipped": self.skipped,
             "sites": sites,
             "breaks": list(self.breaks),
+            "drawn": self.drawn,
             "mode": self.mode,
         }
 
@@ -80,5 +82,6 @@ class Report:
         mode = f" (mode {self.mode})" if self.mode else ""
         lines = [f"{self.fused} of {len(self.outcomes)} norm calls fused with their sum{alone}{mode}"]
         lines += [f"  {outcome}" for outcome in self.sites]
+        lines += ["  dropouts beside the sites are drawn by the kernels too"] if self.drawn else []
         lines += [f"  not captured in one piece: {reason}" for reason in self.breaks]
         return "\n".join(lines)

@@ -13,6 +13,7 @@ from torch.fx.node import map_aggregate
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
+from .dropout import draw_faster
 from .nodes import example, same, shape
 from .sites import Site
 
@@ -24,7 +25,8 @@ def rewritten(module: GraphModule, targets: dict[Site, Target], watch: dict[Site
     `add_norm` (of `add_norm_stream` where the sum lives on); the rest is shared with the original.
 
     The targets in `watch` are called with the weight (or None) after the norm calls that are left as they are.
-    Graphs inside the graph, as checkpointing makes them, are rewritten in the same way.
+    Dropouts elsewhere are drawn by the kernels too. Graphs inside the graph, as checkpointing makes them, are rewritten
+    in the same way.
     """
     graph, copies = copied(module.graph)
     moved: dict[Node, Node] = {}
@@ -43,6 +45,7 @@ def rewritten(module: GraphModule, targets: dict[Site, Target], watch: dict[Site
         assert norm is not None
         with graph.inserting_after(norm):
             graph.call_function(target, (now(site.norm.weight),))
+    draw_faster(graph)
     result = GraphModule(module, graph)
     for name, inner in module.named_children():
         if isinstance(inner, GraphModule):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from ..functional import add_norm, add_norm_stream, explain_dispatch
 from .measured import torch_is_faster, wants_grad
@@ -27,7 +28,7 @@ class Trial:
     `reason` is None until real numbers were compared, then "" where they agree, else what is wrong.
     """
 
-    def __init__(self, site: Site, named: Callable[[Site, Tensor | None], tuple[str, int]], record: Callable) -> None:
+    def __init__(self, site: Site, named: Callable[[Node, Tensor | None], tuple[str, int]], record: Callable) -> None:
         self.site, self.named, self.record = site, named, record
         self.reason: str | None = None
         self.open = True
@@ -102,7 +103,7 @@ class Trial:
     def note(self, weight: Tensor | None, reason: str, backend: str) -> None:
         """Record what became of the site."""
         site = self.site
-        norm, call = self.named(site, weight)
+        norm, call = self.named(site.norm.result, weight)
         plain = site.plain and not reason
         self.record(
             Outcome(

@@ -13,8 +13,9 @@ from torch._dynamo.utils import counters
 from torch.fx import Graph, GraphModule, Node
 
 from ..call import Call
+from ..fusing.callers import Callers
 from ..fusing.capture import isolation, summary, traced
-from ..fusing.nodes import between, module_of, through_casts
+from ..fusing.nodes import between, through_casts
 from ..fusing.rewrite import copied
 from ..fusing.sites import Site, find_sites
 from .written import WrittenSite, in_steps, written_sites
@@ -79,14 +80,12 @@ class ProbedCall:
     def __init__(self, model: nn.Module, probe: Probe) -> None:
         self.model, self.probe = model, probe
         self.skipped: dict[Place, str] = {}
-        self._seen: Counter[str] = Counter()
-        self._names: frozenset[str] = frozenset()
-        self._owners: dict[int, str] = {}
+        self._callers = Callers(model)
         self._breaks = Counter(counters["graph_break"])
         self._compiled = torch.compile(traced(model), backend=self.probed, **isolation())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._seen.clear()
+        self._callers.start()
         return self._compiled("", *args, **kwargs)
 
     @property
@@ -101,9 +100,7 @@ class ProbedCall:
 
     def probed(self, module: GraphModule, _: list[Any]) -> Callable[..., Any]:
         """Dynamo's backend: the captured piece with its probes."""
-        modules = self.model.named_modules()
-        self._owners = {id(p): name for name, m in modules for p in m.parameters(recurse=False)}
-        self._names = frozenset(name for name, _ in self.model.named_modules(remove_duplicate=False))
+        self._callers.look_over()
         return self.with_probes(module).forward
 
     def with_probes(self, module: GraphModule) -> GraphModule:
@@ -147,7 +144,7 @@ class ProbedCall:
         kind = Kind(norm.kind, float(norm.eps), norm.weight_offset, carried, computed_from(*operands(site)))
 
         def note(x: Tensor, residual: Tensor, z: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-            place = self.place(norm.result, weight)
+            place = Place(*self._callers.named(norm.result, weight))
             self.probe.visit(place, kind, Visit(x, residual.expand_as(z), z, y, weight, bias))
 
         return note
@@ -157,24 +154,16 @@ class ProbedCall:
 
         def look(call: Call, x: Tensor, residual: Tensor, z: Tensor, y: Tensor) -> None:
             kind = Kind(call.norm, call.eps, call.weight_offset, carried, sublayer)
-            place = self.place(site.node, call.weight)
+            place = Place(*self._callers.named(site.node, call.weight))
             self.probe.visit(place, kind, Visit(x, residual, z, y, call.weight, call.bias))
 
         return in_steps(self.probe.branch, look)
 
     def left_alone(self, norm: Node, reason: str) -> Callable[[Tensor | None], None]:
         def note(weight: Tensor | None) -> None:
-            self.skipped[self.place(norm, weight)] = reason
+            self.skipped[Place(*self._callers.named(norm, weight))] = reason
 
         return note
-
-    def place(self, norm: Node, weight: Tensor | None) -> Place:
-        """A piece that serves several modules is traced with no path, and what wraps a module's method with a path of
-        Dynamo's own making: then the weight tells whose call it is."""
-        name, known = module_of(norm)
-        name = name if known and name in self._names else self._owners.get(id(weight), name)
-        self._seen[name] += 1
-        return Place(name, self._seen[name] - 1)
 
 
 def operands(site: Site) -> tuple[Node, Node]:

@@ -1,0 +1,46 @@
+"""Which module of a model calls a norm, and how often in one pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import Tensor, nn
+from torch.fx import Node
+
+ROOT = "L['model']"  # how Dynamo names the argument of a captured function that the model is
+
+
+class Callers:
+    """The modules of a model by the paths that captured code gives for them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._calls: Counter[str] = Counter()
+        self.look_over()
+
+    def look_over(self) -> None:
+        """Note the modules as they are now, and whose each parameter is."""
+        modules = dict(self.model.named_modules())
+        self._paths = {str(id(module)): name for name, module in modules.items()}
+        self._owners = {id(p): name for name, module in modules.items() for p in module.parameters(recurse=False)}
+
+    def start(self) -> None:
+        """A new pass: calls are counted from 0 again."""
+        self._calls.clear()
+
+    def named(self, norm: Node, weight: Tensor | None) -> tuple[str, int]:
+        """The path of the module that called a norm with this weight, and how many norm calls it made before."""
+        name = self.path(norm, weight)
+        self._calls[name] += 1
+        return name, self._calls[name] - 1
+
+    def path(self, node: Node, weight: Tensor | None = None) -> str:
+        """The path of the module that a node was traced in.
+
+        It goes by the module itself: what Dynamo calls the way to it may lead through a wrapper around a forward. A
+        piece of code that serves several modules has no way from the model: there the weight tells whose call it is.
+        """
+        stack = node.meta.get("nn_module_stack") or {}
+        key, way = next(((key, entry[0]) for key, entry in reversed(stack.items())), ("", ""))
+        found = self._paths.get(key) if way.startswith(ROOT) else None
+        return self._owners.get(id(weight), way) if found is None else found
