@@ -67,7 +67,7 @@ HALF_FORWARD = (
 SINGLE_FORWARD = (
     Forward(64, 32, 64, 4), Forward(128, 16, 128, 4), Forward(256, 8, 256, 4), Forward(1024, 4, 256, 4),
     Forward(2048, 1, 512, 2), Forward(7168, 1, 1024, 4), Forward(12288, 1, 2048, 8),
-    Forward(ANY, 1, 2048, 16, keep=False),
+    Forward(ANY, 1, 2048, 8, keep=False),
 )  # fmt: skip
 DOUBLE_FORWARD = (
     Forward(64, 16, 64, 4), Forward(128, 8, 128, 4), Forward(256, 4, 256, 4), Forward(1024, 2, 256, 4),
@@ -77,7 +77,7 @@ FORWARD: dict[int, tuple[Forward, ...]] = {2: HALF_FORWARD, 4: SINGLE_FORWARD, 8
 
 HALF_BACKWARD = (
     Backward(64, 32, 64, 4, 8, 4, 1), Backward(128, 16, 128, 4, 8, 4, 1), Backward(256, 8, 256, 4, 8, 4, 1),
-    Backward(768, 4, 256, 4, 24, 3, 1), Backward(1024, 1, 512, 2, 16, 8, 1), Backward(2048, 1, 1024, 4, 16, 4, 1),
+    Backward(768, 4, 256, 4, 21, 3, 1), Backward(1024, 1, 512, 2, 16, 8, 1), Backward(2048, 1, 1024, 4, 16, 4, 1),
     Backward(4096, 1, 2048, 8, 16, 2, 1), Backward(6144, 1, 2048, 8, 9, 2, 0), Backward(8192, 1, 4096, 16, 8, 1, 1),
     Backward(16384, 1, 4096, 16, 8, 1, 0), Backward(ANY, 1, 4096, 8, 2, 2, 0),
 )  # fmt: skip
