@@ -54,6 +54,11 @@ class Backward:
             return None
         return min(255, REGISTERS // (32 * self.warps))
 
+    @property
+    def means_block(self) -> int:
+        """The columns that the pass for the means of a split row takes at once: 16 bytes a thread, in any type."""
+        return max(2 * self.block, ALIGN * 32 * self.warps)
+
     def holds(self, extras: int) -> int:
         """`held`, but nothing where the registers of sixteen warps are wanted for extras."""
         return 0 if extras and self.warps == 16 else self.held
