@@ -183,7 +183,7 @@ def means_source(row: Any, size: int, width: int, norm: str, option: str) -> AST
     numbers = dict.fromkeys(("rows", "dy_stride", "z_stride"), "i32") | {"weight_offset": "fp64"}
     constants = {
         "NORMALISE": policy.normalise, "STATS": policy.stats, "D": width, "ALIGN": 8, "C": compute,
-        "BLOCK": row.means_block,
+        "BLOCK": row.means_block(size),
     }  # fmt: skip
     return source_of(means_kernel, pointers, numbers, constants)
 

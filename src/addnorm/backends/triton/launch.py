@@ -54,10 +54,9 @@ class Backward:
             return None
         return min(255, REGISTERS // (32 * self.warps))
 
-    @property
-    def means_block(self) -> int:
-        """The columns that the pass for the means of a split row takes at once: 16 bytes a thread, in any type."""
-        return max(2 * self.block, ALIGN * 32 * self.warps)
+    def means_block(self, itemsize: int) -> int:
+        """The columns that the pass for the means of a split row takes at once: 16 bytes a thread at least."""
+        return max(2 * self.block, 16 // itemsize * 32 * self.warps)
 
     def holds(self, extras: int) -> int:
         """`held`, but nothing where the registers of sixteen warps are wanted for extras."""

@@ -145,7 +145,7 @@ def backward(call: Gradient, launch: Backward | None = None) -> dict[str, Tensor
             Launch(
                 means_kernel, (rows, 1, 1), (dy, z, call.stats, weight, means),
                 (rows, dy_step, z_step, call.weight_offset),
-                (policy.normalise, policy.stats, d, align, TYPES[compute], launch.means_block),
+                (policy.normalise, policy.stats, d, align, TYPES[compute], launch.means_block(size)),
                 (call.norm, dy_step, z_step, d, align, launch), launch.warps,
             ).start()  # fmt: skip
         Launch(
