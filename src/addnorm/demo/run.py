@@ -34,7 +34,6 @@ def run(progress: Progress = silent) -> DemoResult:
     errors = verify(pair, trained, pair_loss, progress)
     embeddings = {kind: embeddings_of(model, everything) for kind, model in pair.models.items()}
 
-    report = pair.report
     original = pair.models["before"]
     captured = copy.deepcopy(original)
     captured.compile(backend="eager")
@@ -44,6 +43,7 @@ def run(progress: Progress = silent) -> DemoResult:
         workload(f"{BATCH} sentences", models, batch, training=False, rounds=25, progress=progress),
         workload(f"training step, {TRAINED} sentences", models, trained, training=True, rounds=9, progress=progress),
     )
+    report = pair.report  # now of training too
     return DemoResult(
         machine=machine(report),
         model=Model(

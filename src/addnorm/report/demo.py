@@ -31,9 +31,11 @@ def summary(result: DemoResult) -> tuple[str, ...]:
     ]
     lines += [
         f"{w.name}: Add & Norm alone {ratio(w.sites_speedup)}, the whole {ratio(w.speedup)}. It was {percent(w.share)} "
-        f"of the time, so that no kernel could gain more than {ratio(w.limit)}."
+        f"of the time, so that a kernel for it alone could not gain more than {ratio(w.limit)}."
         for w in result.workloads
     ]
+    if result.report.get("drawn"):
+        lines.append("In training the kernels draw the dropouts beside the sites too; what that gains is in the whole.")
     return tuple(lines)
 
 
