@@ -54,7 +54,7 @@ def calls() -> dict[str, Callable[[], object]]:
         "the results' memory alone": lambda: (torch.empty_like(x), torch.empty_like(x)),
         "add_norm": lambda: add_norm(x, residual, weight, bias, backend="triton"),
         "add_norm_stream": lambda: add_norm_stream(x, residual, weight, bias, backend="triton"),
-        "the operator, as a compiled graph calls it": lambda: torch.ops.addnorm.forward(
+        "the operator, as a compiled graph calls it": lambda: torch.ops.addnorm.forward.default(
             x, residual, weight, bias, True, False, backend="triton"
         ),
         "forward and backward": train,

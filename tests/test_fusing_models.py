@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 
 from .support import models
 from .support.models import build, first
+from .support.small import results
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is deprecated:DeprecationWarning:torch.*",
@@ -28,16 +29,6 @@ CASES = models.cases()
 
 def cast(inputs: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: t.to(dtype) if t.is_floating_point() else t for name, t in inputs.items()}
-
-
-def results(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The output and all gradients, by name."""
-    model.zero_grad()
-    output = first(model(**inputs))
-    torch.manual_seed(9)
-    output.backward(torch.randn(output.shape, dtype=torch.float64).to(output.dtype))
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return {"output": output.detach(), **found}
 
 
 def quiet(model: nn.Module) -> nn.Module:

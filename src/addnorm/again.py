@@ -24,15 +24,18 @@ UNKNOWN: Any = object()
 
 
 def again(
-    tensors: tuple[Any, ...], numbers: tuple[Any, ...], others: tuple[Any, ...], backend: str | None, stream: bool
-) -> tuple[Tensor, Tensor] | None:
+    tensors: tuple[Any, ...], numbers: tuple[Any, ...], others: tuple[Any, ...], rare: tuple[Any, ...],
+    backend: str | None, stream: bool,
+) -> tuple[Tensor, Tensor] | None:  # fmt: skip
     """y and the stream, which means nothing unless asked for; None where the call must go the ordinary way: something
-    watches, a gradient is wanted, an operand is not contiguous or not aligned.
+    watches, a gradient is wanted, an operand is not contiguous or not aligned, one of the `rare` arguments is given.
 
     `tensors` are those of `OPERANDS`, `numbers` and `others` those of `NUMBERS` and `OTHERS`. The errors are the
     ordinary ones: what was not yet carried out is described first, which checks it.
     """
-    if not is_plain_thread() or torch.is_autocast_enabled("cuda"):
+    if torch.compiler.is_dynamo_compiling() or any(given is not None for given in rare):
+        return None
+    if not isinstance(others[0], str) or not is_plain_thread() or torch.is_autocast_enabled("cuda"):
         return None
     a, b, c, d = numbers
     kind = [numbers, type(a), type(b), type(c), type(d), others, backend, stream]  # the types, as True is 1

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
+
+import transformers
+
+from .models import first
 
 LAYERS, WIDTH, WORDS = 2, 32, 50
 
@@ -95,10 +98,6 @@ CASES = {
     "pre": Case(lambda: encoder(True), 2 * LAYERS - 1, 1, words=False),
     "functional": Case(sequential, LAYERS, 0, words=False),
 }
-
-
-def first(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
 
 
 def results(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

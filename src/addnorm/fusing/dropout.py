@@ -1,8 +1,8 @@
 """Dropouts that are no part of a site, attention's among them: on the CPU the kernels of `add_norm` draw them.
 
-torch draws a dropout's random numbers one by one there, which was measured to take 3 to 20 times as long (AMD EPYC,
-AVX2, one thread and two, rows of 52 to 1536), and keeps a mask for the backward, which is drawn again here. What
-Inductor generates for them is slower still.
+torch draws a dropout's random numbers one by one there, which takes several times as long, and keeps a mask for the
+backward, which is drawn again here. What Inductor generates for them is slower still. benchmarks/fuse.py measures whole
+models.
 """
 
 from __future__ import annotations
