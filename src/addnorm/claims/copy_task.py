@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..functional import add_norm, add_norm_stream
+from ..placements.deepnorm import constants
 from .base import generator
 
 RUNS, BATCH, LENGTH, WIDTH, INNER, VOCABULARY, STEPS, RATE = 5, 8, 4, 32, 64, 8, 80, 3e-3
@@ -34,7 +35,7 @@ def pre(f: Tensor, x: Tensor, _: int) -> tuple[Tensor, Tensor]:
 
 
 def deepnorm(f: Tensor, x: Tensor, layers: int) -> tuple[Tensor, Tensor]:
-    y = add_norm(f, x, residual_scale=alpha(layers))
+    y = add_norm(f, x, residual_scale=constants(layers)[0])
     return y, y
 
 
@@ -46,16 +47,6 @@ def skip_only(f: Tensor, x: Tensor, _: int) -> tuple[Tensor, Tensor]:
 def norm_only(f: Tensor, _: Tensor, __: int) -> tuple[Tensor, Tensor]:
     y = add_norm(f)
     return y, y
-
-
-def alpha(layers: int) -> float:
-    """DeepNorm's residual scale for one stack (Wang et al. 2022, arXiv:2203.00555)."""
-    return (2 * layers) ** 0.25
-
-
-def beta(layers: int) -> float:
-    """DeepNorm's initialisation gain."""
-    return (8 * layers) ** -0.25
 
 
 PLACEMENTS: dict[str, Combine] = {
@@ -93,7 +84,7 @@ class Weights(NamedTuple):
 
 def initial(layers: int, random: torch.Generator) -> Weights:
     """N(0, 1 / fan-in), the same for all placements but for DeepNorm's gain on all but queries and keys."""
-    gains = torch.tensor([beta(layers) if name == "DeepNorm" else 1.0 for name in PLACEMENTS]).view(-1, 1, 1, 1)
+    gains = torch.tensor([constants(layers)[1] if name == "DeepNorm" else 1.0 for name in PLACEMENTS]).view(-1, 1, 1, 1)
 
     def draw(rows: int, columns: int, fan_in: int, scale: Tensor | float = 1.0) -> Tensor:
         drawn = torch.randn(RUNS, rows, columns, generator=random) / math.sqrt(fan_in)
