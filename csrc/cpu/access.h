@@ -81,6 +81,9 @@ template <class T, class Store> struct Stored {
 
 // ---- access: how a kernel reaches its matrices
 
+// Rows that are read from memory while others are written need more lines under way than the processor asks for by itself.
+constexpr int64_t kAhead = 1024;  // bytes
+
 // All matrices hold E; the arithmetic is float.
 template <class E> struct Same {
   using T = float;
@@ -97,6 +100,11 @@ template <class E> struct Same {
   template <class N> static ADDNORM_INLINE auto reader(DType dtype, const char* row, int64_t column, N n) {
     if constexpr (kByPiece && std::is_same_v<N, Whole>) return Reader<E>{row + column * E::kBytes};
     else return Loaded<T>{row ? load(dtype, row, column, n) : Pair<T>{}};
+  }
+  // The lines that a later step will read.
+  template <class N> static ADDNORM_INLINE void fetch(const char* row, int64_t column, N) {
+    if constexpr (std::is_same_v<N, Whole>)
+      each<kStep * E::kBytes / 64>([&](auto i) ADDNORM_LAMBDA { __builtin_prefetch(row + column * E::kBytes + kAhead + i.value * 64); });
   }
   template <class N, class Streaming> static ADDNORM_INLINE auto writer(DType dtype, char* row, int64_t column, N n, Streaming streaming) {
     if constexpr (kByPiece && std::is_same_v<N, Whole>) {
@@ -133,20 +141,12 @@ template <class T_> struct Any {
   template <class N> static ADDNORM_INLINE auto reader(DType dtype, const char* row, int64_t column, N n) {
     return Loaded<T>{row ? load(dtype, row, column, n) : Pair<T>{}};
   }
+  template <class N> static ADDNORM_INLINE void fetch(const char*, int64_t, N) {}
   template <class N> static ADDNORM_INLINE auto writer(DType dtype, char* row, int64_t column, N n, bool streaming) {
     const auto put = [=](const Pair<T>& v) ADDNORM_LAMBDA { store(dtype, row, column, n, v, streaming); };
     return Stored<T, decltype(put)>{put, {}};
   }
 };
-
-// 32 columns of R rows of a matrix.
-template <class Access, int R, class N> ADDNORM_INLINE auto readers(const Matrix& m, const char* const* rows, int64_t column, N n) {
-  return several<R>([&](auto r) ADDNORM_LAMBDA { return Access::reader(m.dtype, rows[r], column, n); });
-}
-template <class Access, int R, class N, class Streaming>
-ADDNORM_INLINE auto writers(const Matrix& m, char* const* rows, int64_t column, N n, Streaming streaming) {
-  return several<R>([&](auto r) ADDNORM_LAMBDA { return Access::writer(m.dtype, rows[r], column, n, streaming); });
-}
 
 // A vector of any type, brought into an order that an access policy keeps.
 template <Order kOrder, class T, class N> ADDNORM_INLINE Pair<T> load_vector(const Vector& v, int64_t column, N n) {

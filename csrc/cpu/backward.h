@@ -3,8 +3,7 @@
 //   dz = (G - mean(G) - xhat * mean(G * xhat)) * rstd + ds        (rms: without mean(G))
 //   dresidual = residual_scale * dz;  dx = row_scale * branch_scale * keep * dz
 //
-// xhat comes from the stored z and statistics. A few rows at a time: first their means, then, column by column while they
-// are in cache, everything else, so that the column accumulators are touched once for all of them.
+// xhat comes from the stored z and statistics. A row is gone through twice: for its sums, and to be written.
 #pragma once
 
 #include <optional>
@@ -14,8 +13,6 @@
 #include "isa/denormals.h"
 
 namespace addnorm::ADDNORM_ISA {
-
-constexpr int kBackwardRows = 2;
 
 template <class Access> struct BackwardPlan {
   using T = typename Access::T;
@@ -37,76 +34,57 @@ template <class Access> struct BackwardJob {
 // (`dropout`), with or without a gradient of the stream. `full` is everything else.
 enum class Form { dy, dy_ds, dropout, dropout_ds, full };
 
-// The rows that are at hand; pointers are null where there is nothing.
-template <class Norm, class T, int R> struct BackwardRows {
-  const char *dy[R], *ds[R], *z[R], *x[R];
-  char *dx[R], *dresidual[R];
-  typename Norm::template Row<T> stats[R];
-  typename Norm::template Gradient<T> gradients[R];
-  T row_scale[R];
+// A row at hand; pointers are null where there is nothing.
+template <class Norm, class T> struct BackwardRow {
+  int64_t row;
+  const char *dy, *ds, *z, *x;
+  char *dx, *dresidual;
+  typename Norm::template Row<T> stats;
+  typename Norm::template Gradient<T> gradient = {};
+  T row_scale;
+  ColumnTotals<T> totals;
 
-  BackwardRows(const Backward& b, int64_t row, int count) {
-    using Row = typename Norm::template Row<T>;
-    const auto find = [&](const Matrix& m, int r) { return r < count ? row_pointer(m, row + r) : nullptr; };
-    for (int r = 0; r < R; ++r) {
-      dy[r] = find(b.dy, r), ds[r] = find(b.ds, r), z[r] = find(b.z, r), x[r] = find(b.x, r);
-      dx[r] = find(b.dx, r), dresidual[r] = find(b.dresidual, r);
-      gradients[r] = {};
-      if (r >= count) continue;
-      stats[r] = static_cast<const Row*>(b.stats)[row + r];
-      row_scale[r] = row_value<T>(b.row_scale, row + r);
-    }
-  }
+  BackwardRow(const Backward& b, int64_t row, const ColumnTotals<T>& totals)
+      : row(row), dy(row_pointer(b.dy, row)), ds(row_pointer(b.ds, row)), z(row_pointer(b.z, row)), x(row_pointer(b.x, row)),
+        dx(row_pointer(b.dx, row)), dresidual(row_pointer(b.dresidual, row)),
+        stats(static_cast<const typename Norm::template Row<T>*>(b.stats)[row]), row_scale(row_value<T>(b.row_scale, row)), totals(totals) {}
 };
 
-// The sums that the norm's gradient through a row rests on.
-template <class Norm, class Access, int R, class T = typename Access::T>
-inline void gradient_sums(const BackwardPlan<Access>& p, BackwardRows<Norm, T, R>& rows, int r) {
-  const Backward& b = p.call;
-  T sums[Norm::kGradientSums];
-  const auto stats = rows.stats[r];
-  const char *const dy = rows.dy[r], *const z = rows.z[r];
-  row_sums<Access::kCompact>(b.d, sums, [&](int64_t c, auto n, auto accumulators) ADDNORM_LAMBDA {
-    const auto dys = Access::reader(b.dy.dtype, dy, c, n), zs = Access::reader(b.z.dtype, z, c, n);
-    const auto weights = parameter<Access>(p.weight, c, n);
-    each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
-      Piece<T> g = dys.get(u);
-      if (p.weight) g = g * weights.get(u);
-      Norm::add_gradient(stats, accumulators[u], g, zs.get(u));
-    });
+// What 32 columns of a row add to the sums that its gradient rests on.
+template <class Norm, class Access, class N, class Accumulators, class T = typename Access::T>
+ADDNORM_INLINE void sum_step(const BackwardPlan<Access>& p, const BackwardRow<Norm, T>& row, int64_t c, N n, Accumulators& accumulators) {
+  const auto dys = Access::reader(p.call.dy.dtype, row.dy, c, n), zs = Access::reader(p.call.z.dtype, row.z, c, n);
+  const auto weights = parameter<Access>(p.weight, c, n);
+  each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
+    Piece<T> g = dys.get(u);
+    if (p.weight) g = g * weights.get(u);
+    Norm::add_gradient(row.stats, accumulators[u], g, zs.get(u));
   });
-  rows.gradients[r] = Norm::gradient(stats, sums, static_cast<T>(b.d));
 }
 
-// Column sums of a piece: what one group of rows adds to the block's accumulators.
-template <class T> struct PieceSums {
-  Piece<T> sum[kColumnSums] = {all(T(0)), all(T(0)), all(T(0)), all(T(0))};
-};
-
-// dz in 32 columns of the rows at hand, and what they add to dweight and dbias on the way.
-template <class Norm, class Access, Form kForm, int R, class N> struct SumGradient {
+// dz in 32 columns of a row, and what they add to dweight and dbias.
+template <class Norm, class Access, Form kForm, class N> struct SumGradient {
   using T = typename Access::T;
-  using Readers = decltype(readers<Access, R>(Matrix{}, nullptr, 0, N{}));
+  using Reader32 = decltype(Access::reader(DType::f32, static_cast<const char*>(nullptr), 0, N{}));
   const BackwardPlan<Access>& p;
-  const BackwardRows<Norm, T, R>& rows;
+  const BackwardRow<Norm, T>& row;
   decltype(parameter<Access>(static_cast<const T*>(nullptr), 0, N{})) weights;
-  Readers dys, zs, dss;
+  Reader32 dys, zs, dss;
 
-  ADDNORM_INLINE SumGradient(const BackwardPlan<Access>& p, const BackwardRows<Norm, T, R>& rows, int64_t c, N n)
-      : p(p), rows(rows), weights(parameter<Access>(p.weight, c, n)), dys(readers<Access, R>(p.call.dy, rows.dy, c, n)),
-        zs(readers<Access, R>(p.call.z, rows.z, c, n)), dss(readers<Access, R>(p.call.ds, rows.ds, c, n)) {}
+  ADDNORM_INLINE SumGradient(const BackwardPlan<Access>& p, const BackwardRow<Norm, T>& row, int64_t c, N n)
+      : p(p), row(row), weights(parameter<Access>(p.weight, c, n)), dys(Access::reader(p.call.dy.dtype, row.dy, c, n)),
+        zs(Access::reader(p.call.z.dtype, row.z, c, n)), dss(Access::reader(p.call.ds.dtype, row.ds, c, n)) {}
 
-  ADDNORM_INLINE Piece<T> weight(int u) const { return p.weight ? weights.get(u) : all(T(1)); }
-
-  template <class I> ADDNORM_INLINE Piece<T> get(I r, int u, Piece<T> weight, PieceSums<T>& sums) const {
+  ADDNORM_INLINE Piece<T> get(int u, Piece<T>* sums) const {
+    sums[kWeight] = sums[kBias] = all(T(0));
     if constexpr (kForm == Form::full)
-      if (!p.has_dy) return dss.item[r].get(u);
-    const Piece<T> xhat = Norm::normalise(rows.stats[r], rows.gradients[r], zs.item[r].get(u)), dy = dys.item[r].get(u);
-    sums.sum[kWeight] = fma(dy, xhat, sums.sum[kWeight]);
-    sums.sum[kBias] = sums.sum[kBias] + dy;
-    const Piece<T> dz = Norm::apply(rows.stats[r], rows.gradients[r], dy * weight, xhat);
+      if (!p.has_dy) return dss.get(u);
+    const Piece<T> xhat = Norm::normalise(row.stats, row.gradient, zs.get(u)), dy = dys.get(u);
+    sums[kWeight] = dy * xhat;
+    sums[kBias] = dy;
+    const Piece<T> dz = Norm::apply(row.stats, row.gradient, p.weight ? dy * weights.get(u) : dy, xhat);
     constexpr bool kHasDs = kForm == Form::dy_ds || kForm == Form::dropout_ds;
-    return kHasDs || (kForm == Form::full && p.has_ds) ? dz + dss.item[r].get(u) : dz;
+    return kHasDs || (kForm == Form::full && p.has_ds) ? dz + dss.get(u) : dz;
   }
 };
 
@@ -120,124 +98,126 @@ template <class Access, class N> struct BranchSide {
   BranchSide(const BackwardPlan<Access>& p, int64_t c, N n)
       : p(p), n(n), bias(parameter<Access>(p.branch_bias, c, n)), scale(parameter<Access>(p.branch_scale, c, n)) {}
 
-  template <class Xs> ADDNORM_INLINE Piece<T> dx(int u, const Xs& xs, const uint16_t* lanes, T row_scale, Piece<T> dz, PieceSums<T>& sums,
-                                                 Piece<T>* row_sum) const {
+  template <class Xs> ADDNORM_INLINE Piece<T> dx(int u, const Xs& xs, const uint16_t* lanes, T row_scale, Piece<T> dz, Piece<T>* sums,
+                                                 Piece<T>& row_sum) const {
     const Piece<T> kept = p.call.dropout.on ? keep<Access::kOrder>(lanes, u, p.keep_scale) : all(T(1));
     const Piece<T> scales = p.branch_scale ? scale.get(u) : all(T(1));
+    sums[kBranchScale] = all(T(0));
     if (p.needs_branch) {
       Piece<T> v = xs.get(u);
       if (p.branch_bias) v = v + bias.get(u);
       const Piece<T> term = v * kept * dz;
-      sums.sum[kBranchScale] = sums.sum[kBranchScale] + term * row_scale;
-      *row_sum = *row_sum + only<Access::kOrder>(n, u, term * scales);
+      sums[kBranchScale] = term * row_scale;
+      row_sum = row_sum + only<Access::kOrder>(n, u, term * scales);
     }
-    const Piece<T> result = dz * row_scale * scales * kept;
-    sums.sum[kBranchBias] = sums.sum[kBranchBias] + result;
-    return result;
+    return sums[kBranchBias] = dz * row_scale * scales * kept;
   }
 };
 
-// 32 columns of R rows, in the forms without detour.
-template <class Norm, class Access, Form kForm, int R, class N, class Streaming>
-ADDNORM_INLINE void backward_step(const BackwardPlan<Access>& p, const BackwardRows<Norm, typename Access::T, R>& rows,
-                                  const ColumnTotals<typename Access::T>& totals, const uint16_t* lanes, int64_t c, N n, Streaming streaming) {
+// 32 columns of a row are written, in the forms without detour.
+template <class Norm, class Access, Form kForm, class N, class Streaming>
+ADDNORM_INLINE void write_step(const BackwardPlan<Access>& p, const BackwardRow<Norm, typename Access::T>& row, const uint16_t* lanes, int64_t c,
+                               N n, Streaming streaming) {
   using T = typename Access::T;
   constexpr bool kDrops = kForm == Form::dropout || kForm == Form::dropout_ds;
   const Backward& b = p.call;
   const bool is_dx = !kDrops && b.dx.data;  // what is written first: dx, else dresidual
-  const SumGradient<Norm, Access, kForm, R, N> gradient(p, rows, c, n);
-  auto outs = writers<Access, R>(is_dx ? b.dx : b.dresidual, is_dx ? rows.dx : rows.dresidual, c, n, streaming);
-  auto dxs = writers<Access, R>(b.dx, rows.dx, c, n, streaming);
+  const SumGradient<Norm, Access, kForm, N> gradient(p, row, c, n);
+  auto out = Access::writer(is_dx ? b.dx.dtype : b.dresidual.dtype, is_dx ? row.dx : row.dresidual, c, n, streaming);
+  auto dx = Access::writer(b.dx.dtype, row.dx, c, n, streaming);
   each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
-    const Piece<T> weight = gradient.weight(u);
-    PieceSums<T> sums;
-    each<R>([&](auto r) ADDNORM_LAMBDA {
-      const Piece<T> dz = gradient.get(r, u, weight, sums);
-      outs[r].put(u, dz);
-      if constexpr (kDrops) dxs[r].put(u, dz * keep<Access::kOrder>(lanes + r * lane_space(b.d) + c, u, p.keep_scale));
-    });
-    totals.template add<kBias + 1>(c, u, sums.sum);
+    Piece<T> sums[kColumnSums];
+    const Piece<T> dz = gradient.get(u, sums);
+    out.put(u, dz);
+    if constexpr (kDrops) dx.put(u, dz * keep<Access::kOrder>(lanes + c, u, p.keep_scale));
+    row.totals.template add<kBias + 1>(c, u, sums);
   });
-  each<R>([&](auto r) ADDNORM_LAMBDA {
-    outs[r].close();
-    if constexpr (kDrops) dxs[r].close();
-  });
+  out.close();
+  if constexpr (kDrops) dx.close();
 }
 
-// 32 columns of the first `count` rows with everything that can be asked for; row_terms takes the terms of drow_scale.
-template <class Norm, class Access, int R, class N, class Streaming, class RowTerms>
-ADDNORM_INLINE void backward_full_step(const BackwardPlan<Access>& p, const BackwardRows<Norm, typename Access::T, R>& rows, int count,
-                                       const ColumnTotals<typename Access::T>& totals, const uint16_t* lanes, int64_t c, N n, Streaming streaming,
-                                       RowTerms row_terms) {
+// The same with everything that can be asked for; row_terms[u] takes the terms of drow_scale.
+template <class Norm, class Access, class N, class Streaming, class RowTerms>
+ADDNORM_INLINE void write_full_step(const BackwardPlan<Access>& p, const BackwardRow<Norm, typename Access::T>& row, const uint16_t* lanes,
+                                    int64_t c, N n, Streaming streaming, RowTerms&& row_terms) {
   using T = typename Access::T;
   const Backward& b = p.call;
-  const SumGradient<Norm, Access, Form::full, R, N> gradient(p, rows, c, n);
+  const SumGradient<Norm, Access, Form::full, N> gradient(p, row, c, n);
   const BranchSide<Access, N> branch(p, c, n);
-  const auto xs = readers<Access, R>(b.x, rows.x, c, n);
-  auto dxs = writers<Access, R>(b.dx, rows.dx, c, n, streaming), dresiduals = writers<Access, R>(b.dresidual, rows.dresidual, c, n, streaming);
+  const auto xs = Access::reader(b.x.dtype, row.x, c, n);
+  auto dxs = Access::writer(b.dx.dtype, row.dx, c, n, streaming), dresiduals = Access::writer(b.dresidual.dtype, row.dresidual, c, n, streaming);
   each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
-    const Piece<T> weight = gradient.weight(u);
-    PieceSums<T> sums;
-    for (int r = 0; r < count; ++r) {
-      const Piece<T> dz = gradient.get(r, u, weight, sums);
-      if (rows.dresidual[r]) dresiduals[r].put(u, dz * p.residual_scale);
-      const Piece<T> dx = branch.dx(u, xs.item[r], lanes + r * lane_space(b.d) + c, rows.row_scale[r], dz, sums, &row_terms[u][r]);
-      if (rows.dx[r]) dxs[r].put(u, dx);
-    }
-    totals.template add<kColumnSums>(c, u, sums.sum);
+    Piece<T> sums[kColumnSums];
+    const Piece<T> dz = gradient.get(u, sums);
+    if (row.dresidual) dresiduals.put(u, dz * p.residual_scale);
+    const Piece<T> dx = branch.dx(u, xs, lanes + c, row.row_scale, dz, sums, row_terms(u));
+    if (row.dx) dxs.put(u, dx);
+    row.totals.template add<kColumnSums>(c, u, sums);
   });
-  for (int r = 0; r < count; ++r) {
-    if (rows.dresidual[r]) dresiduals[r].close();
-    if (rows.dx[r]) dxs[r].close();
-  }
+  if (row.dresidual) dresiduals.close();
+  if (row.dx) dxs.close();
 }
 
-// `count` rows, R of them but in the full form.
-template <class Norm, class Access, Form kForm, int R, class Streaming>
-inline void backward_rows(const BackwardPlan<Access>& plan, const std::optional<RoundKeys>& keys, int64_t row, int count,
-                          ColumnTotals<typename Access::T> totals, uint16_t* lanes, Streaming streaming) {
-  using T = typename Access::T;
+// Through one row for its sums, and through the one before it, which they are known of, to write it: one loop, so that one waits for
+// memory while the other computes.
+template <class Norm, class Access, Form kForm, bool kSums, bool kWrites, class Streaming, class T = typename Access::T>
+ADDNORM_OUTLINE void backward_pass(const BackwardPlan<Access>& plan, const BackwardRow<Norm, T>& next, const BackwardRow<Norm, T>& written,
+                                   const uint16_t* lanes, Streaming streaming, typename Norm::template Gradient<T>& gradient) {
   constexpr bool kFull = kForm == Form::full;
-  const BackwardPlan<Access> p = plan;  // a copy: what no store can change stays in registers
-  const Backward& b = p.call;
-  BackwardRows<Norm, T, R> rows(b, row, count);
-  if (keys)
-    for (int r = 0; r < count; ++r) kept_lanes(lanes + r * lane_space(b.d), b.d, b.dropout.threshold, *keys, static_cast<uint64_t>(row + r));
-  if (!kFull || p.has_dy)
-    for (int r = 0; r < count; ++r) gradient_sums<Norm, Access>(p, rows, r);
-
-  if constexpr (kFull) {
-    T row_totals[R];
-    row_sums<Access::kCompact>(b.d, row_totals, [&](int64_t c, auto n, auto row_terms) ADDNORM_LAMBDA {
-      backward_full_step(p, rows, count, totals, lanes, c, n, streaming, row_terms);
-    });
-    if (b.drow_scale.data)
-      for (int r = 0; r < count; ++r) store_scalar(b.drow_scale, row + r, row_totals[r]);
-  } else {
-    columns<Access::kCompact>(0, b.d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
-      backward_step<Norm, Access, kForm>(p, rows, totals, lanes, c, n, streaming);
-    });
-  }
+  constexpr int kRowTerms = Norm::kGradientSums;
+  const BackwardPlan<Access> p = plan;  // copies: what no store can change stays in registers
+  const BackwardRow<Norm, T> summed = next, row = written;
+  T sums[kRowTerms + kFull];
+  row_sums<Access::kCompact>(p.call.d, sums, [&](int64_t c, auto n, auto accumulators) ADDNORM_LAMBDA {
+    if constexpr (kSums) {
+      if (streaming) Access::fetch(summed.dy, c, n), Access::fetch(summed.z, c, n);
+      if (!kFull || p.has_dy) sum_step(p, summed, c, n, accumulators);
+    }
+    if constexpr (kWrites && kFull) {
+      write_full_step(p, row, lanes, c, n, streaming, [&](int u) ADDNORM_LAMBDA -> Piece<T>& { return accumulators[u][kRowTerms]; });
+    } else if constexpr (kWrites) {
+      write_step<Norm, Access, kForm>(p, row, lanes, c, n, streaming);
+    }
+  });
+  if constexpr (kSums) gradient = Norm::gradient(summed.stats, sums, static_cast<T>(p.call.d));
+  if constexpr (kWrites && kFull)
+    if (p.call.drow_scale.data) store_scalar(p.call.drow_scale, row.row, sums[kRowTerms]);
 }
 
-template <class Norm, class Access, Form kForm, class Streaming> inline void backward_blocks(void* context, int64_t begin, int64_t end) {
-  constexpr int R = kBackwardRows;
+// The rows of the blocks [begin, end).
+template <class Norm, class Access, Form kForm, class Streaming> inline void backward_range(void* context, int64_t begin, int64_t end) {
+  using Row = BackwardRow<Norm, typename Access::T>;
   const auto& job = *static_cast<const BackwardJob<Access>*>(context);
-  const BackwardPlan<Access>& plan = job.plan;
-  const int64_t space = plan.call.dropout.on ? R * lane_space(plan.call.d) : 0;
+  const BackwardPlan<Access>& p = job.plan;
+  const Backward& b = p.call;
+  const int64_t space = b.dropout.on ? lane_space(b.d) : 0;
   Scratch scratch(Scratch::rows, Scratch::space<uint16_t>(space));
-  uint16_t* lanes = scratch.take<uint16_t>(space);
+  uint16_t* const lanes = scratch.take<uint16_t>(space);
   std::optional<RoundKeys> keys;
-  if (space > 0) keys.emplace(plan.call.dropout.seed);
-  const FlushDenormals flush(plan.has_dy);  // without dy, ds passes as it is
+  if (b.dropout.on) keys.emplace(b.dropout.seed);
+  const FlushDenormals flush(p.has_dy);  // without dy, ds passes as it is
+  const Streaming streaming(p.streaming);
+  const auto draw = [&](const Row& row) { if (keys) kept_lanes(lanes, b.d, b.dropout.threshold, *keys, static_cast<uint64_t>(row.row)); };
+
+  std::optional<Row> before;
   for (int64_t block = begin; block < end; ++block) {
-    auto totals = job.partials.totals_of(block);
-    int64_t row = job.blocks.begin(block);
-    const int64_t last = job.blocks.end(block);
-    for (; row + R <= last; row += R, totals.first = false) backward_rows<Norm, Access, kForm, R>(plan, keys, row, R, totals, lanes, Streaming(plan.streaming));
-    if (row < last) backward_rows<Norm, Access, Form::full, R>(plan, keys, row, static_cast<int>(last - row), totals, lanes, plan.streaming);
+    const auto totals = job.partials.totals_of(block);
+    totals.clear(b.d);
+    for (int64_t i = job.blocks.begin(block); i < job.blocks.end(block); ++i) {
+      Row row(b, i, totals);
+      if (before) {
+        draw(*before);
+        backward_pass<Norm, Access, kForm, true, true>(p, row, *before, lanes, streaming, row.gradient);
+      } else {
+        backward_pass<Norm, Access, kForm, true, false>(p, row, row, lanes, streaming, row.gradient);
+      }
+      before = row;
+    }
   }
-  if (plan.streaming) stream_fence();
+  if (!before) return;
+  draw(*before);
+  backward_pass<Norm, Access, kForm, false, true>(p, *before, *before, lanes, streaming, before->gradient);
+  if (p.streaming) stream_fence();
 }
 
 template <class Norm, class Access, Form kForm> inline void backward_with(const Backward& b, const Runtime& runtime) {
@@ -269,8 +249,8 @@ template <class Norm, class Access, Form kForm> inline void backward_with(const 
   BackwardJob<Access> job = {plan, blocks, partials};
   const int64_t elements = b.rows * b.d;
   const auto run = [&]<class Streaming>(Streaming) ADDNORM_LAMBDA {
-    if (elements < kParallelElements || blocks.count() < 2) backward_blocks<Norm, Access, kForm, Streaming>(&job, 0, blocks.count());
-    else runtime.parallel_for(blocks.count(), 1, &job, backward_blocks<Norm, Access, kForm, Streaming>);
+    if (elements < kParallelElements || blocks.count() < 2) backward_range<Norm, Access, kForm, Streaming>(&job, 0, blocks.count());
+    else runtime.parallel_for(blocks.count(), 1, &job, backward_range<Norm, Access, kForm, Streaming>);
   };
   if constexpr (kForm == Form::full) run(plan.streaming);
   else known(plan.streaming, run);

@@ -25,17 +25,21 @@ struct RowBlocks {
   int64_t end(int64_t block) const { return (block + 1) * length < rows ? (block + 1) * length : rows; }
 };
 
-// One block's accumulators; null where a sum is not asked for, and still to be set while `first`.
+// One block's accumulators; null where a sum is not asked for.
 template <class T> struct ColumnTotals {
   T* total[kColumnSums];
-  bool first = true;
+
+  void clear(int64_t d) const {
+    for (T* t : total)
+      if (t) __builtin_memset(t, 0, static_cast<size_t>(padded(d)) * sizeof(T));
+  }
 
   // Piece u of the first K sums.
   template <int K> ADDNORM_INLINE void add(int64_t column, int u, const Piece<T>* sums) const {
     each<K>([&](auto k) ADDNORM_LAMBDA {
       if (!total[k]) return;
       T* const p = total[k] + column;
-      store_piece(p, u, first ? sums[k] : load_piece<T>(p, u) + sums[k]);
+      store_piece(p, u, load_piece<T>(p, u) + sums[k]);
     });
   }
 };

@@ -113,6 +113,7 @@ ADDNORM_INLINE void sum_row(const RowSum<Access, kSum>& z, int64_t row, T* terms
   char* const stored = row_pointer(f.z, row);
   row_sums<Access::kCompact>(f.d, sums, [&](int64_t c, auto n, auto accumulators) ADDNORM_LAMBDA {
     auto target = Access::writer(f.z.dtype, stored, c, n, streaming);
+    if (streaming) Access::fetch(z.x, c, n), Access::fetch(z.residual, c, n);
     z.step(c, n, [&](auto u, Piece<T> v) ADDNORM_LAMBDA {
       if (storing) target.put(u, v);
       const Piece<T> term = only<Access::kOrder>(n, u, Norm::term(begun, v));

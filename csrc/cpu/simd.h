@@ -25,18 +25,6 @@ template <class F, int... I> ADDNORM_INLINE void each_of(F& f, std::integer_sequ
 // f(Index<0>), ..., f(Index<N-1>), written out: arrays indexed so stay in registers.
 template <int N, class F> ADDNORM_INLINE void each(F f) { each_of(f, std::make_integer_sequence<int, N>{}); }
 
-// {f(Index<0>), ..., f(Index<N-1>)}
-template <class Result, int N> struct Several {
-  Result item[N];
-  ADDNORM_INLINE Result& operator[](int i) { return item[i]; }
-};
-template <class F, int... I> ADDNORM_INLINE auto several_of(F& f, std::integer_sequence<int, I...>) {
-  return Several<decltype(f(Index<0>{})), sizeof...(I)>{{f(Index<I>{})...}};
-}
-template <int N, class F> ADDNORM_INLINE auto several(F f) { return several_of(f, std::make_integer_sequence<int, N>{}); }
-
-template <bool...> struct Flags {};
-
 template <class T> struct Vec {
   static constexpr int kParts = kLanes * static_cast<int>(sizeof(T)) / kNativeBytes;
   typedef T Native __attribute__((vector_size(kNativeBytes)));
