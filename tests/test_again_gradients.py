@@ -177,6 +177,15 @@ def test_grad_mode_is_part_of_the_kind(backend: Planning) -> None:
     assert backend.taken == 6
 
 
+@pytest.mark.parametrize("order", [(False, True), (True, False)])
+def test_frozen_and_trained_operands_have_plans_of_their_own(backend: Planning, order: tuple[bool, bool]) -> None:
+    for _ in range(2):
+        for trained in order:
+            found = {name: t.requires_grad_(trained) for name, t in operands().items()}
+            assert add_norm(**found, backend="planning").requires_grad == trained
+    assert backend.taken == 4
+
+
 def test_hooks_see_what_passes(backend: Planning) -> None:
     """On tensors, on saved tensors and on the node; what a hook unpacks is looked at like any other tensor."""
     seen: list[Any] = []
