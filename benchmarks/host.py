@@ -46,9 +46,11 @@ def calls() -> dict[str, Callable[[], object]]:
     leaves = [t.clone().requires_grad_() for t in (x, residual, weight, bias)]
     arriving = [normal(ROWS, WIDTH), normal(ROWS, WIDTH)]
 
-    def train() -> object:
-        with torch.enable_grad():
-            return torch.autograd.grad(add_norm_stream(*leaves, backend="triton"), leaves, arriving)
+    def differentiate(results: tuple[torch.Tensor, ...]) -> object:
+        return torch.autograd.grad(results, leaves, arriving)
+
+    def train(dropout_p: float = 0.0) -> object:
+        return differentiate(add_norm_stream(*leaves, dropout_p=dropout_p, backend="triton"))
 
     return {
         "the results' memory alone": lambda: (torch.empty_like(x), torch.empty_like(x)),
@@ -58,7 +60,25 @@ def calls() -> dict[str, Callable[[], object]]:
             x, residual, weight, bias, True, False, backend="triton"
         ),
         "forward and backward": train,
+        "forward and backward, with dropout": lambda: train(dropout_p=0.1),
+        "an autograd.Function that only makes the same tensors": lambda: differentiate(Makes.apply(*leaves)),
     }
+
+
+class Makes(torch.autograd.Function):
+    """What torch's own way to differentiate a kernel costs without the kernel: only the tensors are made."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Any:
+        y, stream = torch.empty_like(x), torch.empty_like(x)
+        ctx.save_for_backward(stream, x.new_empty((ROWS, 3), dtype=torch.float32), weight)
+        return y, stream
+
+    @staticmethod
+    def backward(ctx: Any, *arriving: torch.Tensor) -> Any:
+        stream, _, weight = ctx.saved_tensors
+        dx, partials = torch.empty_like(stream), stream.new_empty((2, ROWS, WIDTH), dtype=torch.float32)  # noqa: F841
+        return dx, dx, torch.empty_like(weight), torch.empty_like(weight)
 
 
 def main() -> None:
@@ -68,8 +88,7 @@ def main() -> None:
     driver.set_active(NoDriver())  # pyright: ignore[reportArgumentType]
     backend.obstacle = lambda kind, index: ""
     run.processors = lambda device: 132
-    with torch.no_grad():
-        seconds = interleaved(calls(), rounds=101, budget=4.0)
+    seconds = interleaved(calls(), rounds=101, budget=4.0)
     found = machine.describe()
     if args.json:
         print(json.dumps({"microseconds": {k: v * 1e6 for k, v in seconds.items()}, "cpu": found.cpu}))

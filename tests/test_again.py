@@ -13,41 +13,19 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from addnorm import add_norm, add_norm_stream, norms, ops
+from addnorm import add_norm, add_norm_stream, norms, ops, plain
 from addnorm import again as short
-from addnorm.backends import BACKENDS
-from addnorm.backends.base import Plan
-from addnorm.backends.eager import Eager
-from addnorm.call import Call
+from addnorm.backends.native import EXTENSION
+
+from .support.planning import Planning, planning
 
 D = 16
 
 
-class Planning(Eager):
-    """Plain torch whose plans say that they were taken."""
-
-    name = "planning"
-    made = taken = 0
-
-    def plan(self, call: Call, *, keep_stream: bool) -> Plan | None:
-        self.made += 1
-        if call.dropout_p:
-            return None
-
-        def again(x: Tensor, addresses: Any) -> tuple[Tensor, Tensor]:
-            self.taken += 1
-            return x + 1, x
-
-        return again
-
-
 @pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Planning]:
-    planning = Planning()
-    monkeypatch.setitem(BACKENDS, planning.name, planning)
-    monkeypatch.setattr(short, "PLANS", {})
-    with torch.no_grad():
-        yield planning
+def backend() -> Iterator[Planning]:
+    with planning() as found, torch.no_grad():
+        yield found
 
 
 def call(*tensors: Tensor, **options: Any) -> Tensor:
@@ -61,8 +39,8 @@ def rows(count: int = 4) -> Tensor:
 def test_a_call_is_planned_once_and_checked_once(backend: Planning) -> None:
     for _ in range(3):
         x = rows()
-        assert torch.equal(call(x, rows()), x + 1)
-        assert add_norm_stream(x, rows(), backend="planning")[1] is x
+        assert torch.equal(call(x), add_norm(x, backend="eager"))
+        assert torch.equal(add_norm_stream(x, x, backend="planning")[1], x + x)
     assert (backend.made, backend.taken) == (2, 6)
 
 
@@ -78,7 +56,6 @@ def test_a_call_is_planned_once_and_checked_once(backend: Planning) -> None:
         lambda: call(rows(), rows(), branch_scale=torch.ones(D)),
         lambda: call(rows(), rows(), branch_scale=torch.tensor(1.0)),
         lambda: call(rows(), rows(), row_scale=torch.ones(4)),
-        lambda: call(rows(), rows(), row_scale=torch.ones(1)),
         lambda: call(rows(), rows(), norm="rms"),
         lambda: call(rows(), rows(), eps=1e-6),
         lambda: call(rows(), rows(), residual_scale=2.0),
@@ -125,13 +102,18 @@ def test_errors_are_the_ordinary_ones(options: dict[str, Any], error: str) -> No
             add_norm(**{**plain, **options}, backend="planning")
 
 
+SEEN: set[str] = set()
+
+
 class Function(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        SEEN.add(str(func))
         return func(*args, **(kwargs or {}))
 
 
 class Dispatched(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        SEEN.add(str(func).removesuffix(".default"))
         return func(*args, **(kwargs or {}))
 
 
@@ -140,19 +122,26 @@ class Sub(Tensor):
 
 
 @pytest.mark.parametrize("watching", [Function, Dispatched, torch.inference_mode, nullcontext])
-def test_where_something_watches_calls_go_the_ordinary_way(backend: Planning, watching: Any) -> None:
-    with watching():
-        call(rows(), rows())
-    assert backend.taken == (watching in (torch.inference_mode, nullcontext))
+@pytest.mark.usefixtures("backend")
+def test_what_watches_sees_the_operator(watching: Any) -> None:
+    for _ in range(2):
+        SEEN.clear()
+        with watching():
+            call(rows(), rows())
+        assert ("addnorm.forward" in SEEN) == (watching in (Function, Dispatched))
 
 
-def test_autocast_and_transforms_go_the_ordinary_way(backend: Planning) -> None:
+def test_under_autocast_there_are_other_plans(backend: Planning) -> None:
+    call(rows(), rows())
     torch.set_autocast_enabled("cuda", True)  # torch.autocast leaves it off where there is no GPU
     try:
         call(rows(), rows())
     finally:
         torch.set_autocast_enabled("cuda", False)
-    assert backend.taken == 0
+    assert (backend.made, backend.taken) == (2, 2)
+
+
+def test_transforms_go_the_ordinary_way(backend: Planning) -> None:
     call(rows())
     with pytest.raises(ValueError, match="transforms"), forward_ad.dual_level():
         call(rows())
@@ -173,20 +162,14 @@ def test_autocast_and_transforms_go_the_ordinary_way(backend: Planning) -> None:
     ],
     ids=["strided", "unaligned", "negative", "zero", "subclass", "empty"],
 )
-def test_odd_tensors_go_the_ordinary_way(backend: Planning, odd: Callable[[], Tensor]) -> None:
-    x = odd()
-    assert call(x, torch.zeros(len(x), D)).shape == x.shape
-    assert call(torch.zeros(len(x), D), x).shape == x.shape
-    assert backend.taken == 0
-
-
-def test_a_gradient_goes_the_ordinary_way(backend: Planning) -> None:
-    weight = torch.ones(D, requires_grad=True)
-    with torch.enable_grad():
-        assert call(rows(), rows(), weight).requires_grad
-        assert backend.taken == 0
-        call(rows(), rows())
-    assert backend.taken == 1
+@pytest.mark.usefixtures("backend")
+def test_odd_tensors_go_the_ordinary_way(odd: Callable[[], Tensor]) -> None:
+    x, zeros = odd(), torch.zeros(len(odd()), D)
+    want, swapped = add_norm(x, zeros, backend="eager"), add_norm(zeros, x, backend="eager")
+    assert short.find((x, zeros), None, lambda: pytest.fail("is planned")) is None
+    for _ in range(2):
+        assert torch.equal(call(x, zeros), want)
+        assert torch.equal(call(zeros, x), swapped)
 
 
 def test_results_that_are_given_and_policies_go_the_ordinary_way(backend: Planning) -> None:
@@ -210,3 +193,34 @@ def test_what_is_not_plain_is_seen_by_the_dispatcher(odd: Callable[[Tensor], Ten
     assert ops.unwatched("triton", (rows(), None))
     assert not ops.unwatched("triton", (rows(), odd(rows())))
     assert not ops.unwatched("triton", (torch._efficientzerotensor((4, D)),))
+
+
+KINDS = [plain.kinds, *([EXTENSION.kinds] if EXTENSION else [])]
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=["python", "C++"][: len(KINDS)])
+def test_tensors_of_another_kind_differ(kinds: Any) -> None:
+    many = [
+        (), (None,), (None, None), (rows(),), (rows(), None), (None, rows()), (rows(5),), (rows().bfloat16(),),
+        (rows().half(),), (rows(8).view(4, 2 * D),), (rows().view(2, 2, D),), (rows().view(-1),), (torch.tensor(1.0),),
+        (torch.tensor(1),), (torch.ones(1),), (rows().requires_grad_(),), (rows(), rows()), (torch.ones(D, D), rows()),
+    ]  # fmt: skip
+    found = [kinds(tensors) for tensors in many]
+    assert len({kind for kind, _ in found}) == len(many)
+    for tensors, (_, addresses) in zip(many, found, strict=True):
+        assert addresses == [None if t is None else t.data_ptr() for t in tensors]
+    x = torch.nn.Parameter(rows())
+    assert kinds((x, rows()))[0] == kinds((rows().requires_grad_(), rows()))[0]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("kinds", KINDS, ids=["python", "C++"][: len(KINDS)])
+def test_what_no_address_stands_for_has_no_kind(kinds: Any) -> None:
+    odd = [
+        rows().t(), torch.randn(4 * D + 1)[1:], torch._neg_view(rows()), torch._efficientzerotensor((4, D)),
+        rows().as_subclass(Sub), torch.randn(0, D), rows().to_sparse(), torch.ones(3, device="meta"), 1.0, "x",
+        torch.nested.nested_tensor([torch.ones(1)]), torch._to_functional_tensor(rows()),
+    ]  # fmt: skip
+    for t in odd:
+        assert kinds((rows(), t)) is None, t
+    torch.func.vmap(lambda x: kinds((x,)) is None or pytest.fail("batched"), out_dims=None)(rows())

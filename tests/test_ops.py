@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from addnorm import ops
+from addnorm.arguments import BACKWARD_ARGUMENTS, FORWARD_ARGUMENTS
 from addnorm.backends.native import EXTENSION
 from addnorm.call import OPERANDS, Call, Gradient, describe
 
@@ -43,7 +43,7 @@ def call_of(case: Case, *, requires_grad: bool = False) -> Call:
 def forward_arguments(call: Call, keep_stream: bool, keep_stats: bool, backend: str) -> list[Any]:
     given = {f.name: getattr(call, f.name) for f in fields(Call)}
     switches = {"keep_stream": keep_stream, "keep_stats": keep_stats, "backend": backend}
-    return [(given | switches)[name] for name in ops.FORWARD_ARGUMENTS]
+    return [(given | switches)[name] for name in FORWARD_ARGUMENTS]
 
 
 def backward_arguments(case: Case, backend: str, needs: list[bool]) -> list[Any]:
@@ -140,9 +140,9 @@ def test_statistics_do_not_require_grad(backend: str) -> None:
 
 def test_schemas_list_the_fields_in_their_order() -> None:
     schema = torch.ops.addnorm.forward.default._schema
-    assert [a.name for a in schema.arguments] == list(ops.FORWARD_ARGUMENTS)
+    assert [a.name for a in schema.arguments] == list(FORWARD_ARGUMENTS)
     schema = torch.ops.addnorm.backward.default._schema
-    assert [a.name for a in schema.arguments] == [*ops.GRADIENT_FIELDS, "backend"]
+    assert [a.name for a in schema.arguments] == list(BACKWARD_ARGUMENTS)
     assert [r.name for r in schema.returns] == [f"d{name}" for name in OPERANDS]
 
 

@@ -110,7 +110,6 @@ def watched_forward() -> list[tuple[str, Callable[[], object]]]:
         "vmap": lambda: torch.vmap(lambda row: FORWARD.default(row, None, weight, bias, *switches))(x),
         "a subclass": lambda: FORWARD.default(x.as_subclass(Own), residual, weight, bias, *switches),
         "a negative view": lambda: FORWARD.default(torch._neg_view(x), residual, weight, bias, *switches),
-        "another backend": lambda: FORWARD.default(x, residual, weight, bias, *switches, backend="eager"),
         "too few": lambda: FORWARD.default(x, residual, weight),
         "an unknown name": lambda: FORWARD.default(x, residual, weight, bias, *switches, axis=1),
         "twice": lambda: FORWARD.default(x, residual, weight, bias, *switches, x=x),
@@ -127,6 +126,14 @@ def watched_forward() -> list[tuple[str, Callable[[], object]]]:
 def test_what_is_not_plain_goes_on(what: str, call: Callable[[], object], only_short: None) -> None:
     with pytest.raises(DispatchedError):
         call()
+
+
+def test_another_backend_is_called_in_python(only_short: None) -> None:
+    x, residual, weight, bias, *switches = plain_forward()
+    y, z, stats = FORWARD.default(x, residual, weight, bias, *switches, backend="eager")
+    with torch.no_grad():
+        grads = BACKWARD.default(torch.ones_like(y), None, z, stats, [True] + [False] * 6, weight, backend="eager")
+    assert [g.numel() for g in grads] == [48, 0, 0, 0, 0, 0, 0]
 
 
 def test_the_dispatcher_says_what_is_wrong() -> None:

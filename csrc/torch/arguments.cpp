@@ -3,6 +3,7 @@
 #include <ATen/core/List.h>
 #include <c10/core/ScalarType.h>
 #include <torch/csrc/Dtype.h>
+#include <torch/csrc/DynamicTypes.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "plain.h"
@@ -42,12 +43,13 @@ class StackReader {
   Stack::const_iterator next_;
 };
 
-// Takes what is exactly of the type that it should be, and the plain tensors; `plain` turns false at anything else.
+// Takes what is exactly of the type that it should be, and the plain tensors; `plain` turns false at anything else, `on_cpu` at a
+// tensor elsewhere.
 class PythonReader {
  public:
   explicit PythonReader(PyObject* const* objects) : next_(objects) {}
 
-  bool plain = true;
+  bool plain = true, on_cpu = true;
 
   const at::Tensor* tensor() {
     const at::Tensor* t = any_tensor();
@@ -56,7 +58,7 @@ class PythonReader {
   }
   const at::Tensor* seed() {
     const at::Tensor* t = any_tensor();
-    if (t != nullptr) plain = plain && is_dense_cpu(*t) && t->scalar_type() == at::kLong && t->numel() == 1;
+    if (t != nullptr) plain = plain && is_dense(*t) && t->scalar_type() == at::kLong && t->numel() == 1;
     return t;
   }
   double number() {
@@ -97,7 +99,10 @@ class PythonReader {
     PyObject* object = *next_++;
     if (object == Py_None) return nullptr;
     plain = plain && THPVariable_CheckExact(object);
-    return plain ? &THPVariable_Unpack(object) : nullptr;
+    if (!plain) return nullptr;
+    const at::Tensor& t = THPVariable_Unpack(object);
+    on_cpu = on_cpu && t.is_cpu();
+    return &t;
   }
   bool as_flag(PyObject* object) {
     plain = plain && PyBool_Check(object);
@@ -151,6 +156,12 @@ BackwardArguments backward_arguments(Reader& next) {
   return call;
 }
 
+Way way(const PythonReader& reader, const Settings& settings, const at::Tensor* main) {
+  if (!reader.plain || main == nullptr) return Way::kDispatched;
+  if (!settings.for_cpu_kernels(*main)) return Way::kPython;
+  return reader.on_cpu ? Way::kCpuKernels : Way::kDispatched;
+}
+
 c10::IValue value(const at::Tensor* t) { return t == nullptr ? c10::IValue() : c10::IValue(*t); }
 
 }  // namespace
@@ -165,16 +176,16 @@ BackwardArguments backward_arguments(const Stack& stack, size_t count) {
   return backward_arguments(next);
 }
 
-bool read(PyObject* const* objects, ForwardArguments& call) {
+Way read(PyObject* const* objects, ForwardArguments& call) {
   PythonReader next(objects);
   call = forward_arguments(next);
-  return next.plain && call.operands[kX] != nullptr;
+  return way(next, call.settings, call.operands[kX]);
 }
 
-bool read(PyObject* const* objects, BackwardArguments& call) {
+Way read(PyObject* const* objects, BackwardArguments& call) {
   PythonReader next(objects);
   call = backward_arguments(next);
-  return next.plain && call.incoming.z != nullptr && call.incoming.stats != nullptr;
+  return call.incoming.stats == nullptr ? Way::kDispatched : way(next, call.settings, call.incoming.z);
 }
 
 // Arguments at the end that have their default can be left out where a graph is traced: so a dtype that is z's is none.
@@ -193,6 +204,21 @@ Stack as_stack(const BackwardArguments& call) {
           options.residual_scale, options.weight_offset, value(call.operands[kX]), dtype(call.types.x),
           dtype(call.types.residual), dtype(call.types.bias),
           call.settings.backend ? c10::IValue(*call.settings.backend) : c10::IValue()};
+}
+
+PyObject* as_tuple(const BackwardArguments& call) {
+  const Incoming& in = call.incoming;
+  const Options& options = call.settings.options;
+  const auto tensor = [](const at::Tensor* t) { return t == nullptr ? Py_NewRef(Py_None) : THPVariable_Wrap(*t); };
+  const auto dtype = [](at::ScalarType type) { return reinterpret_cast<PyObject*>(torch::getTHPDtype(type)); };
+  PyObject* needs = PyTuple_New(kOperands);
+  for (size_t i = 0; i < kOperands; ++i) PyTuple_SET_ITEM(needs, static_cast<Py_ssize_t>(i), PyBool_FromLong(call.needs[i]));
+  return Py_BuildValue(
+      "(NNNNNNsddNNNNddNOOOz)", tensor(in.dy), tensor(in.ds), tensor(in.z), tensor(in.stats), needs,
+      tensor(call.operands[kWeight]), call.settings.norm.c_str(), options.eps, options.dropout_p, tensor(call.settings.seed),
+      tensor(call.operands[kBranchBias]), tensor(call.operands[kBranchScale]), tensor(call.operands[kRowScale]),
+      options.residual_scale, options.weight_offset, tensor(call.operands[kX]), dtype(call.types.x), dtype(call.types.residual),
+      dtype(call.types.bias), call.settings.backend ? call.settings.backend->c_str() : nullptr);
 }
 
 }  // namespace addnorm

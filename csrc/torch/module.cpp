@@ -1,5 +1,5 @@
-// The Python module: the short way in (add_norm, add_norm_stream), the backend's functions (forward, backward) and the
-// operators' short way.
+// The Python module: the short way in (add_norm, add_norm_stream), the backend's functions (forward, backward), the
+// operators' short way, and the autograd of kernels in Python (record).
 #include <Python.h>
 
 #include <ATen/record_function.h>
@@ -9,12 +9,15 @@
 #include <torch/csrc/utils/object_ptr.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <stdexcept>
 #include <string>
 
 #include "call.h"
 #include "gil.h"
+#include "in_python.h"
+#include "kinds.h"
 #include "node.h"
 #include "short_call.h"
 #include "short_operators.h"
@@ -187,9 +190,29 @@ PyObject* py_isa(PyObject*, PyObject*) {
   END_HANDLE_TH_ERRORS
 }
 
-PyObject* py_set_reference_backward(PyObject*, PyObject* callable) {
-  set_reference_backward(callable);
+// record(the arguments of addnorm::forward, y, stream or None where it is x, stats): makes y and the stream differentiable, as kernels
+// in Python have made them.
+PyObject* py_record(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  expect_arguments(count, 21);
+  ForwardArguments call;
+  if (read(args, call) == Way::kDispatched) refuse("plain tensors");
+  Results results;
+  const std::array<at::Tensor*, 3> given{&results.y, &results.z, &results.stats};
+  for (size_t i = 0; i < given.size(); ++i) {
+    if (const at::Tensor* t = tensor_or_none(args[18 + i])) *given[i] = *t;
+  }
+  record(call.operands, call.settings, results, !results.z.defined());
   Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* py_set_in_python(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  expect_arguments(count, kInPython);
+  for (size_t i = 0; i < kInPython; ++i) Py_XSETREF(in_python[i], Py_NewRef(args[i]));
+  Py_RETURN_NONE;
+  END_HANDLE_TH_ERRORS
 }
 
 PyObject* py_set_dispatched(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -216,7 +239,9 @@ PyMethodDef methods[] = {
     {"stream_floor", as_method(py_stream_floor), METH_FASTCALL, "Moves bytes as fast as this machine can."},
     {"isa", py_isa, METH_NOARGS, "The instruction set that runs."},
     {"isas", py_isas, METH_NOARGS, "The instruction sets that this processor runs, best first."},
-    {"set_reference_backward", py_set_reference_backward, METH_O, "What differentiates a backward."},
+    {"record", as_method(py_record), METH_FASTCALL, "Makes the results of addnorm::forward differentiable."},
+    {"kinds", kinds, METH_O, "What a prepared launch depends on of its tensors, and where they lie."},
+    {"set_in_python", as_method(py_set_in_python), METH_FASTCALL, "What is done in Python: see in_python.h."},
     {nullptr, nullptr, 0, nullptr},
 };
 

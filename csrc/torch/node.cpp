@@ -4,19 +4,18 @@
 #include <ATen/record_function.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <c10/core/GradMode.h>
-#include <torch/csrc/Dtype.h>
-#include <torch/csrc/DynamicTypes.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/object_ptr.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
 #include <mutex>
 
+#include "in_python.h"
 #include "plain.h"
 
 namespace addnorm {
@@ -25,8 +24,6 @@ namespace {
 using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
-
-PyObject* reference_backward = nullptr;
 
 // Whether a gradient is batched or has a tangent, which no kernel knows of.
 bool is_transformed(const at::Tensor* t) {
@@ -95,16 +92,18 @@ struct AddNormBackward : public Node {
     return results;
   }
 
-  // Straight to the kernels where nothing stands in the way, else through the dispatcher, which records where it is traced; where
-  // the gradients are themselves differentiated, through the reference in Python.
+  // Straight to the kernels, here or in Python, where nothing stands in the way, else through the dispatcher, which records where it
+  // is traced; where the gradients are themselves differentiated, are batched or have tangents, by the reference in Python.
   static Gradients gradients(BackwardArguments& call) {
     const Incoming& in = call.incoming;
     const bool transformed = is_transformed(in.dy) || is_transformed(in.ds);
-    if (c10::GradMode::is_enabled() || transformed) return from_python(call);
-    const bool plain = call.settings.for_cpu_kernels() && is_plain_thread() && is_plain(*in.z) && is_plain(*in.stats) &&
-                       (in.dy == nullptr || is_plain(*in.dy)) && (in.ds == nullptr || is_plain(*in.ds));
+    if (c10::GradMode::is_enabled() || transformed) return from_python(call, in_python[kReferenceBackward]);
+    const auto fits = [](const at::Tensor* t) { return t == nullptr || is_plain(*t); };
+    const bool plain = is_plain_thread() && fits(in.dy) && fits(in.ds) && fits(in.z) && fits(in.stats) &&
+                       std::all_of(call.operands.begin(), call.operands.end(), fits);
     if (!plain) return from_dispatcher(call);
     RECORD_FUNCTION("addnorm::backward", c10::ArrayRef<const c10::IValue>{});
+    if (!call.settings.for_cpu_kernels(*in.z)) return from_python(call, in_python[kGradients]);
     Options& options = call.settings.options;
     options.norm = kernel_norm(call.settings.norm);
     if (call.settings.seed != nullptr) options.seed = seed_value(*call.settings.seed);
@@ -123,23 +122,17 @@ struct AddNormBackward : public Node {
     return grads;
   }
 
-  static Gradients from_python(const BackwardArguments& call) {
-    TORCH_CHECK(reference_backward != nullptr, "addnorm: the reference backward is not registered");
+  static Gradients from_python(const BackwardArguments& call, PyObject* function) {
+    TORCH_CHECK(function != nullptr, "addnorm: what is done in Python is not registered");
     const Numbers numbers(call);
-    Stack stack = as_stack(numbers.call);
     const py::gil_scoped_acquire gil;
-    py::tuple arguments(stack.size());
-    for (size_t i = 0; i < stack.size(); ++i) {
-      const bool is_dtype = stack[i].isInt();
-      arguments[i] = is_dtype ? py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(
-                                    torch::getTHPDtype(stack[i].toScalarType())))
-                              : torch::jit::toPyObject(stack[i]);
-    }
-    const py::tuple grads = py::reinterpret_borrow<py::object>(reference_backward)(*arguments);
+    THPObjectPtr arguments(as_tuple(numbers.call));
+    THPObjectPtr grads(arguments ? PyObject_CallObject(function, arguments.get()) : nullptr);
+    if (!grads) throw py::error_already_set();
     Gradients results;
     for (size_t i = 0; i < kOperands; ++i) {
-      const py::object grad = grads[i];
-      if (!grad.is_none()) results[i] = THPVariable_Unpack(grad.ptr());
+      PyObject* grad = PyTuple_GET_ITEM(grads.get(), static_cast<Py_ssize_t>(i));
+      if (grad != Py_None) results[i] = THPVariable_Unpack(grad);
     }
     return results;
   }
@@ -220,11 +213,6 @@ Results forward_recorded(const Operands& operands, const Options& options, bool 
   Results results = forward(operands, options, !z_is_x, true);
   record(operands, {kernel_name(options.norm), std::nullopt, nullptr, options}, results, z_is_x);
   return results;
-}
-
-void set_reference_backward(PyObject* callable) {
-  Py_XINCREF(callable);
-  Py_XSETREF(reference_backward, callable);
 }
 
 }  // namespace addnorm

@@ -1,8 +1,6 @@
 // The derivative of a call: one node of torch's autograd graph.
 #pragma once
 
-#include <Python.h>
-
 #include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/function.h>
 
@@ -37,9 +35,5 @@ void record(const Operands& operands, const Settings& settings, const Results& r
 
 // The kernels' forward, recorded. z is kept for the backward unless it is x; `stream` only says that the caller wants it.
 Results forward_recorded(const Operands& operands, const Options& options, bool stream);
-
-// What differentiates a backward that is itself differentiated, or whose gradients are batched or have tangents: the
-// reference, addnorm.reference.backward, given as a callable on the arguments of addnorm::backward.
-void set_reference_backward(PyObject* callable);
 
 }  // namespace addnorm

@@ -69,14 +69,14 @@ void in_python(const char* name, Stack* stack) {
 void cpu_forward(const c10::OperatorHandle& op, Stack* stack) {
   const size_t count = op.schema().arguments().size();
   const ForwardArguments call = forward_arguments(*stack, count);
-  if (!call.settings.for_cpu_kernels()) return in_python("addnorm::_forward", stack);
+  if (!call.settings.for_cpu_kernels(call.main())) return in_python("addnorm::_forward", stack);
   give<3>(stack, count, run_forward(call));
 }
 
 void cpu_backward(const c10::OperatorHandle& op, Stack* stack) {
   const size_t count = op.schema().arguments().size();
   const BackwardArguments call = backward_arguments(*stack, count);
-  if (!call.settings.for_cpu_kernels()) return in_python("addnorm::_backward", stack);
+  if (!call.settings.for_cpu_kernels(call.main())) return in_python("addnorm::_backward", stack);
   give<kOperands>(stack, count, run_backward(call));
 }
 

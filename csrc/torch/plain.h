@@ -16,23 +16,23 @@ inline bool within(c10::DispatchKeySet keys, c10::DispatchKeySet allowed) {
   return (keys.raw_repr() & ~allowed.raw_repr()) == 0;
 }
 
-// A dense CPU tensor with nothing behind it that the dispatcher would have to see: no subclass, no batching, no
-// functional or conjugate wrapper.
-inline bool is_dense_cpu(const at::Tensor& t) {
+// A dense tensor of a CPU or a GPU with nothing behind it that the dispatcher would have to see: no subclass, no batching,
+// no functional or conjugate wrapper.
+inline bool is_dense(const at::Tensor& t) {
   using c10::DispatchKey;
-  constexpr c10::DispatchKeySet plain({DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::ADInplaceOrView,
-                                       DispatchKey::AutocastCPU});
-  return within(t.key_set(), plain) && t.is_cpu();
+  constexpr c10::DispatchKeySet plain({DispatchKey::CPU, DispatchKey::AutogradCPU, DispatchKey::AutocastCPU, DispatchKey::CUDA,
+                                       DispatchKey::AutogradCUDA, DispatchKey::AutocastCUDA, DispatchKey::ADInplaceOrView});
+  return within(t.key_set(), plain);
 }
 
 // One that the kernels take, and without a forward-mode tangent.
 inline bool is_plain(const at::Tensor& t) {
-  if (!is_dense_cpu(t) || !is_supported(t.scalar_type())) return false;
+  if (!is_dense(t) || !is_supported(t.scalar_type())) return false;
   const auto* meta = torch::autograd::impl::get_autograd_meta(t);
   return meta == nullptr || meta->fw_grad_ == nullptr;
 }
 
-// Whether this thread runs as it does by default: no mode, transform or tracing. On the CPU autocast changes no norm.
+// Whether this thread runs as it does by default: no mode, transform or tracing. Autocast has chosen the dtypes before.
 inline bool is_plain_thread() {
   using c10::DispatchKey;
   constexpr c10::DispatchKeySet included({DispatchKey::BackendSelect, DispatchKey::ADInplaceOrView});

@@ -23,7 +23,7 @@ inline bool plain_tensor(PyObject* object, const at::Tensor*& result) {
   if (object == Py_None) return true;
   if (!THPVariable_CheckExact(object)) return false;
   result = &THPVariable_Unpack(object);
-  return is_plain(*result);
+  return is_plain(*result) && result->is_cpu();
 }
 
 inline bool plain_number(PyObject* object, double& result) {
@@ -176,7 +176,7 @@ class ShortCall {
     }
     if (!THPVariable_CheckExact(object)) return false;
     const at::Tensor& seed = THPVariable_Unpack(object);
-    if (!is_dense_cpu(seed) || seed.scalar_type() != at::kLong || seed.numel() != 1) return false;
+    if (!is_dense(seed) || !seed.is_cpu() || seed.scalar_type() != at::kLong || seed.numel() != 1) return false;
     options.seed = static_cast<uint64_t>(*seed.const_data_ptr<int64_t>());
     return true;
   }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "gil.h"
+#include "in_python.h"
 #include "node.h"
 #include "operators.h"
 #include "plain.h"
@@ -63,8 +64,7 @@ const Signature* forward_signature = nullptr;
 const Signature* backward_signature = nullptr;
 
 // Below this the GIL is kept: releasing it would cost more than it frees.
-bool is_large(const ForwardArguments& call) { return call.operands[kX]->numel() > kReleaseElements; }
-bool is_large(const BackwardArguments& call) { return call.incoming.z->numel() > kReleaseElements; }
+bool is_large(const at::Tensor& t) { return t.numel() > kReleaseElements; }
 
 // Whether autograd might have something to record.
 bool is_watched(const ForwardArguments& call) { return wants_gradient(call.operands); }
@@ -79,31 +79,37 @@ PyObject* as_tuple(std::array<at::Tensor, N> results) {
 }
 
 template <class Arguments>
-PyObject* answer(const Signature* signature, const char* name, auto run, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
+PyObject* answer(const Signature* signature, const char* name, auto run, InPython function, PyObject* const* args, Py_ssize_t count,
+                 PyObject* keywords) {
   HANDLE_TH_ERRORS
   Values values;
   Arguments call;
-  if (is_plain_thread() && signature->bind(args, count, keywords, values) && read(values.data(), call) &&
-      call.settings.for_cpu_kernels() && !is_watched(call)) {
-    const auto results = [&] {
-      const ReleaseGil release(is_large(call));
-      RECORD_FUNCTION(name, c10::ArrayRef<const c10::IValue>{});
-      return run(call);
-    }();
-    return as_tuple(results);
+  const bool fits = is_plain_thread() && signature->bind(args, count, keywords, values);
+  const Way way = fits ? read(values.data(), call) : Way::kDispatched;
+  if (way == Way::kDispatched || is_watched(call)) {
+    return PyObject_Vectorcall(signature->dispatched, args, static_cast<size_t>(count), keywords);
   }
-  return PyObject_Vectorcall(signature->dispatched, args, static_cast<size_t>(count), keywords);
+  if (way == Way::kPython) {
+    RECORD_FUNCTION(name, c10::ArrayRef<const c10::IValue>{});
+    return PyObject_Vectorcall(in_python[function], values.data(), signature->names.size(), nullptr);
+  }
+  const auto results = [&] {
+    const ReleaseGil release(is_large(call.main()));
+    RECORD_FUNCTION(name, c10::ArrayRef<const c10::IValue>{});
+    return run(call);
+  }();
+  return as_tuple(results);
   END_HANDLE_TH_ERRORS
 }
 
 }  // namespace
 
 PyObject* short_forward(PyObject*, PyObject* const* args, Py_ssize_t count, PyObject* names) {
-  return answer<ForwardArguments>(forward_signature, "addnorm::forward", run_forward, args, count, names);
+  return answer<ForwardArguments>(forward_signature, "addnorm::forward", run_forward, kForward, args, count, names);
 }
 
 PyObject* short_backward(PyObject*, PyObject* const* args, Py_ssize_t count, PyObject* names) {
-  return answer<BackwardArguments>(backward_signature, "addnorm::backward", run_backward, args, count, names);
+  return answer<BackwardArguments>(backward_signature, "addnorm::backward", run_backward, kBackward, args, count, names);
 }
 
 void set_dispatched(PyObject* forward, PyObject* backward) {

@@ -1,7 +1,8 @@
 // The operators as Python calls them, which is what compiled graphs do.
 //
 // Between two large linear layers at one token the dispatcher's code has left the caches, and fetching it costs more than the
-// kernel (benchmarks/cold.py). So plain calls are answered here; all others go on to the dispatcher.
+// kernel (benchmarks/cold.py). So plain calls are answered here, or by the kernels in Python where it is those that they want; all
+// others go on to the dispatcher.
 #pragma once
 
 #include <Python.h>

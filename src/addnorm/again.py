@@ -1,68 +1,96 @@
 """The short way of a call like an earlier one: checked, chosen and prepared then, it is only launched now.
 
-For backends in Python, where describing and checking takes longer than a small kernel: see `Backend.plan`.
+For backends in Python, where describing and checking takes longer than a small kernel: see `Backend.forward_plan`.
+Three kinds of calls come here: the public ones, and those of the two operators, which compiled graphs and autograd
+make.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backends import Plan, select
-from .call import describe
-from .norms import policy
-from .plain import PLAIN, is_plain_thread
+from . import plain
+from .arguments import BACKWARD_ARGUMENTS, FORWARD_ARGUMENTS, as_call, as_gradient, forward_arguments
+from .backends import BACKENDS, KERNELS, Plan, native, select
+from .call import CALL_TENSORS, GRADIENT_TENSORS, Gradient, check_seed, check_tensor, describe, draw_seed
+from .norms import NORMS, policy
+from .plain import is_plain_thread
 
-ALIGNED = 16  # bytes
 MOST = 4096  # plans kept; a new one costs little more than the ordinary way
 NUMBERS = ("eps", "residual_scale", "dropout_p", "weight_offset")
 OTHERS = ("norm", "training", "out_dtype", "stream_dtype")
 PLANS: dict[Any, Plan | None] = {}
 UNKNOWN: Any = object()
+NAMES = (str, type(None))
+RECORD: Any = getattr(native.EXTENSION, "record", None)
+kinds: Any = getattr(native.EXTENSION, "kinds", plain.kinds)
 
 
-def again(
-    tensors: tuple[Any, ...], numbers: tuple[Any, ...], others: tuple[Any, ...], rare: tuple[Any, ...],
-    backend: str | None, stream: bool,
-) -> tuple[Tensor, Tensor] | None:  # fmt: skip
-    """y and the stream, which means nothing unless asked for; None where the call must go the ordinary way: something
-    watches, a gradient is wanted, an operand is not contiguous or not aligned, one of the `rare` arguments is given.
+def find(tensors: tuple[Any, ...], options: Any, make: Callable[[], Plan | None]) -> tuple[Plan, list[Any]] | None:
+    """The plan of a call on tensors like these with these options, and where the tensors lie. None where it must go the
+    ordinary way: a tensor is not contiguous, not aligned or not plainly torch's own, or the backend has no plan.
 
-    `tensors` are those of `OPERANDS`, `numbers` and `others` those of `NUMBERS` and `OTHERS`. The errors are the
-    ordinary ones: what was not yet carried out is described first, which checks it.
+    What was not yet carried out is described by `make`, which checks it or raises the error that it deserves.
     """
-    if torch.compiler.is_dynamo_compiling() or any(given is not None for given in rare):
+    found = kinds(tensors)
+    if found is None:
         return None
-    if not isinstance(others[0], str) or not is_plain_thread() or torch.is_autocast_enabled("cuda"):
-        return None
-    a, b, c, d = numbers
-    kind = [numbers, type(a), type(b), type(c), type(d), others, backend, stream]  # the types, as True is 1
-    addresses: list[int | None] = []
-    grad = torch.is_grad_enabled()
+    kind, addresses = found
+    key = options, kind
     try:
-        for t in tensors:
-            if t is None:
-                kind.append(None)
-                addresses.append(None)
-                continue
-            if type(t) not in PLAIN or t.is_neg() or not t.is_contiguous() or (grad and t.requires_grad):
-                return None
-            address = t.data_ptr()
-            if address % ALIGNED or not address:
-                return None
-            kind += t.dtype, t.shape, t.get_device()
-            addresses.append(address)
-        key = tuple(kind)
         plan = PLANS.get(key, UNKNOWN)
-    except (RuntimeError, TypeError):  # sparse or nested; what can not be hashed, which is no option
+    except TypeError:  # what can not be hashed is no option
         return None
     if plan is UNKNOWN:
         if len(PLANS) >= MOST:
             PLANS.clear()
-        plan = PLANS[key] = make(tensors, numbers, others, backend, stream)
-    return None if plan is None else plan(tensors[0], addresses)
+        plan = PLANS[key] = make()
+    return None if plan is None else (plan, addresses)
+
+
+# -- the public calls --------------------------------------------------------------------------------------
+
+
+def again(
+    tensors: tuple[Any, ...], numbers: tuple[Any, ...], others: tuple[Any, ...], backend: str | None, stream: bool
+) -> tuple[Tensor, Tensor] | None:
+    """y and the stream, which means nothing unless asked for; None where the call must go the ordinary way: something
+    watches, or `find` has nothing. It has no seed, and new memory is made for its results.
+
+    `tensors` are those of `OPERANDS`, `numbers` and `others` those of `NUMBERS` and `OTHERS`. The errors are the
+    ordinary ones.
+    """
+    norm, training, out_dtype, stream_dtype = others
+    if torch.compiler.is_dynamo_compiling() or type(norm) is not str or type(backend) not in NAMES:
+        return None
+    if not is_plain_thread():
+        return None
+    eps, residual_scale, p, weight_offset = numbers
+    options = (
+        numbers, type(eps), type(residual_scale), type(p), type(weight_offset),  # as True is 1
+        others, backend, stream, torch.is_grad_enabled(), torch.is_autocast_enabled("cuda"),  # which chooses y's dtype
+    )  # fmt: skip
+    found = find(tensors, options, lambda: make(tensors, numbers, others, backend, stream))
+    if found is None:
+        return None
+    plan, addresses = found
+    x, residual, weight, bias, branch_bias, branch_scale, row_scale = tensors
+    p = p if training else 0.0
+    seed = draw_seed(x.device) if p else None
+    addresses.append(None if seed is None else seed.data_ptr())
+    y, z, stats = plan(addresses)
+    if stats is not None:
+        RECORD(
+            x, residual, weight, bias, True, True, norm, float(eps), float(p), seed, branch_bias, branch_scale,
+            row_scale, float(residual_scale), float(weight_offset), out_dtype, stream_dtype, backend, y, z, stats,
+        )  # fmt: skip
+    return y, y if z is None else z
 
 
 def make(
@@ -75,4 +103,79 @@ def make(
         x, residual, weight, bias, branch_bias=branch_bias, branch_scale=branch_scale, row_scale=row_scale, **options
     )
     policy(call.norm)  # or the error that lists them
-    return select(call, backend).plan(call, keep_stream=stream)
+    chosen = select(call, backend)
+    if row_scale is not None and row_scale.shape != x.shape[:-1]:
+        return None  # it is spread over the rows
+    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if recorded and native.EXTENSION is None:
+        return None
+    if call.dropout_p:
+        call = replace(call, seed=x.new_empty((), dtype=torch.int64))  # one is drawn at each call
+    keep_stream = stream or (recorded and not call.stream_is_x)
+    return chosen.forward_plan(call, keep_stream=keep_stream, keep_stats=recorded)
+
+
+# -- the operators -----------------------------------------------------------------------------------------
+
+
+def split(names: tuple[str, ...], tensors: tuple[str, ...], apart: tuple[str, ...] = ()) -> tuple[Any, Any]:
+    """What takes an operator's tensors from its arguments, and what takes the others."""
+    others = [name for name in names if name not in (*tensors, *apart)]
+    return itemgetter(*map(names.index, tensors)), itemgetter(*map(names.index, others))
+
+
+forward_tensors, forward_options = split(FORWARD_ARGUMENTS, CALL_TENSORS)
+backward_tensors, backward_options = split(BACKWARD_ARGUMENTS, GRADIENT_TENSORS, apart=("needs",))
+NEEDS = BACKWARD_ARGUMENTS.index("needs")
+
+
+def forward(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """y, the stream and the statistics of all the arguments of ``addnorm::forward``, or None as in `again`."""
+    backend = arguments[-1] or KERNELS[arguments[0].device.type]
+    if not BACKENDS[backend].in_python:
+        return None
+    found = find(forward_tensors(arguments), forward_options(arguments), lambda: make_forward(arguments, backend))
+    return None if found is None else found[0](found[1])
+
+
+def make_forward(arguments: tuple[Any, ...], backend: str) -> Plan | None:
+    """The plan of an operator's call, which need not be as the public call would have made it."""
+    given = forward_arguments(arguments)
+    call = as_call(given)
+    describe(
+        call.x, call.residual, call.weight, call.bias, norm=call.norm, eps=call.eps, branch_bias=call.branch_bias,
+        branch_scale=call.branch_scale, row_scale=call.row_scale, residual_scale=call.residual_scale,
+        dropout_p=call.dropout_p, seed=call.seed, weight_offset=call.weight_offset, out_dtype=call.out_dtype,
+        stream_dtype=call.stream_dtype,
+    )  # fmt: skip
+    if call.row_scale is not None and call.row_scale.shape != call.x.shape[:-1]:
+        raise ValueError(f"row_scale has shape {tuple(call.row_scale.shape)}, and there are {call.x.shape[:-1]} rows")
+    if call.dropout_p and call.seed is None:
+        raise ValueError("dropout needs a seed")
+    return BACKENDS[backend].forward_plan(call, keep_stream=given["keep_stream"], keep_stats=given["keep_stats"])
+
+
+def backward(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The gradients of all the arguments of ``addnorm::backward``, or None as in `again`."""
+    backend = arguments[-1] or KERNELS[arguments[2].device.type]
+    if not BACKENDS[backend].in_python:
+        return None
+    options = tuple(arguments[NEEDS]), *backward_options(arguments)
+    found = find(backward_tensors(arguments), options, lambda: make_backward(as_gradient(arguments), backend))
+    return None if found is None else found[0](found[1])
+
+
+def make_backward(call: Gradient, backend: str) -> Plan | None:
+    """The plan of a backward, whose tensors must fit one another."""
+    policy(call.norm)  # or the error that lists them
+    rows, width = call.z.shape[:-1], call.z.shape[-1:]
+    shapes = {
+        "dy": [call.z.shape], "ds": [call.z.shape], "x": [call.z.shape],
+        "stats": [(*rows, NORMS[call.norm].stats_per_row)], "row_scale": [rows], "weight": [width],
+        "branch_bias": [width], "branch_scale": [(), width],
+    }  # fmt: skip
+    for name, allowed in shapes.items():
+        if getattr(call, name) is not None:
+            check_tensor(name, getattr(call, name), call.z, shapes=allowed)
+    check_seed(call.seed, call.z)
+    return BACKENDS[backend].backward_plan(call)

@@ -108,6 +108,9 @@ class Gradient:
 
 CALL_FIELDS = tuple(field.name for field in fields(Call))
 GRADIENT_FIELDS = tuple(field.name for field in fields(Gradient))
+# The tensors, in the order in which a plan takes their addresses (backends/base.py).
+CALL_TENSORS = (*OPERANDS, "seed")
+GRADIENT_TENSORS = ("dy", "ds", "z", "stats", "x", "weight", "branch_bias", "branch_scale", "row_scale", "seed")
 
 
 def describe(
@@ -202,7 +205,11 @@ def with_seed(call: Call) -> Call:
     """The call with a seed from torch's generator, if it drops out and has none."""
     if call.dropout_p == 0 or call.seed is not None:
         return call
-    return replace(call, seed=torch.randint(SEED_LIMIT - 1, (), dtype=torch.int64, device=call.x.device))
+    return replace(call, seed=draw_seed(call.x.device))
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    return torch.randint(SEED_LIMIT - 1, (), dtype=torch.int64, device=device)
 
 
 def dropout_threshold(p: float) -> int:

@@ -88,13 +88,13 @@ def add_norm(
         )  # fmt: skip
         if y is not None:
             return y
-    both = again(
-        (x, residual, weight, bias, branch_bias, branch_scale, row_scale),
-        (eps, residual_scale, dropout_p, weight_offset), (norm, training, out_dtype, stream_dtype),
-        (seed, out), backend, stream=False,
-    )  # fmt: skip
-    if both is not None:
-        return both[0]
+    if seed is None and out is None:
+        both = again(
+            (x, residual, weight, bias, branch_bias, branch_scale, row_scale),
+            (eps, residual_scale, dropout_p, weight_offset), (norm, training, out_dtype, stream_dtype), backend, False,
+        )  # fmt: skip
+        if both is not None:
+            return both[0]
     call = describe(
         x, residual, weight, bias, norm=norm, eps=eps, branch_bias=branch_bias, branch_scale=branch_scale,
         row_scale=row_scale, residual_scale=residual_scale, dropout_p=dropout_p, training=training, seed=seed,
@@ -144,13 +144,13 @@ def add_norm_stream(
         )  # fmt: skip
         if both is not None:
             return both
-    both = again(
-        (x, residual, weight, bias, branch_bias, branch_scale, row_scale),
-        (eps, residual_scale, dropout_p, weight_offset), (norm, training, out_dtype, stream_dtype),
-        (seed, out, stream_out), backend, stream=True,
-    )  # fmt: skip
-    if both is not None:
-        return both
+    if seed is None and out is None and stream_out is None:
+        both = again(
+            (x, residual, weight, bias, branch_bias, branch_scale, row_scale),
+            (eps, residual_scale, dropout_p, weight_offset), (norm, training, out_dtype, stream_dtype), backend, True,
+        )  # fmt: skip
+        if both is not None:
+            return both
     call = describe(
         x, residual, weight, bias, norm=norm, eps=eps, branch_bias=branch_bias, branch_scale=branch_scale,
         row_scale=row_scale, residual_scale=residual_scale, dropout_p=dropout_p, training=training, seed=seed,

@@ -6,8 +6,9 @@ last: torch drops such arguments from the graphs it traces, and each that a grap
 Results that are not asked for are empty tensors.
 
 The extension has the autograd of the operators (csrc/torch/node.cpp) and their kernels for the CPU, without Python
-(csrc/torch/operators.cpp). What is not its own it hands to ``_forward`` and ``_backward``, the same in Python. Where
-it is not built, Python has the autograd as well.
+(csrc/torch/operators.cpp). What is not its own it hands to ``_forward`` and ``_backward``, the same in Python: where
+nothing watches past the dispatcher, as its autograd does with ``_gradients``. Where it is not built, Python has the
+autograd as well.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import again, reference
+from .arguments import FORWARD_ARGUMENTS, as_call, as_gradient, forward_arguments
 from .backends import BACKENDS, KERNELS, native
-from .call import CALL_FIELDS, GRADIENT_FIELDS, OPERANDS, Call, Gradient, stored_dtype
+from .call import CALL_FIELDS, OPERANDS, Call, stored_dtype
 from .norms import NORMS
 from .plain import is_plain, is_plain_thread
 
@@ -46,19 +48,27 @@ LIBRARY.define(
     f"forward_out({CALL}, {OPTIONS}, {DTYPES}, {BACKEND}, *, Tensor(a!) out, Tensor(b!)? stream_out) -> ()", tags=TAGS
 )
 
-FORWARD_ARGUMENTS = (*CALL_FIELDS[:4], "keep_stream", "keep_stats", *CALL_FIELDS[4:], "backend")
+DEFAULTS = {
+    name: tuple([argument.default_value for argument in getattr(torch.ops.addnorm, name).default._schema.arguments])
+    for name in ("forward", "backward")
+}
 
 
 def forward(call: Call, backend: str, *, stream: bool) -> tuple[Tensor, Tensor]:
     """y and the stream; the second means nothing unless asked for or kept for the backward."""
     wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in call.operands.values())
     keep_stream = stream or (wants_grad and not call.stream_is_x)
-    if not wants_grad and unwatched(backend, call.operands.values()):
-        y, z, _ = BACKENDS[backend].forward(call, keep_stream=keep_stream, keep_stats=False)
-        return y, y if z is None else z
     operands, options = arguments_of(call, backend)
-    y, z, _ = torch.ops.addnorm.forward(*operands, keep_stream, wants_grad, *options)
-    return y, z
+    arguments = (*operands, keep_stream, wants_grad, *options)
+    record = again.RECORD if wants_grad else None
+    if (wants_grad and record is None) or not unwatched(backend, (*call.operands.values(), call.seed)):
+        y, z, _ = torch.ops.addnorm.forward(*arguments)
+        return y, z
+    with torch.no_grad():
+        y, z, stats = BACKENDS[backend].forward(call, keep_stream=keep_stream, keep_stats=wants_grad)
+    if record is not None:
+        record(*arguments, y, z, stats)
+    return y, y if z is None else z
 
 
 def forward_out(call: Call, backend: str, *, out: Tensor, stream_out: Tensor | None) -> None:
@@ -88,39 +98,23 @@ def arguments_of(call: Call, backend: str) -> tuple[list[Any], list[Any]]:
     return given[:4], [*given[4:], None if backend == KERNELS.get(call.x.device.type) else backend]
 
 
-def forward_arguments(arguments: Iterable[Any]) -> dict[str, Any]:
-    """The arguments of ``addnorm::forward`` by name. Those at the end that have their default may be missing."""
-    return dict(zip(FORWARD_ARGUMENTS, arguments, strict=False))
-
-
-def as_call(given: dict[str, Any]) -> Call:
-    """The call that an operator's arguments describe."""
-    fields: dict[str, Any] = {name: given[name] for name in CALL_FIELDS if name in given}
-    stored = stored_dtype(fields["x"], fields["residual"])
-    for name in ("out_dtype", "stream_dtype"):
-        fields[name] = fields.get(name) or stored
-    return Call(**fields)
-
-
-def as_gradient(arguments: Iterable[Any]) -> tuple[Gradient, str]:
-    """The gradient that an operator's arguments describe, and the backend."""
-    given = dict(zip((*GRADIENT_FIELDS, "backend"), arguments, strict=False))
-    backend = given.pop("backend", None) or KERNELS[given["z"].device.type]
-    dtypes = {name: given.get(name) or given["z"].dtype for name in ("x_dtype", "residual_dtype", "bias_dtype")}
-    return Gradient(**given | dtypes), backend
-
-
-def backend_of(given: dict[str, Any]) -> str:
-    return given.get("backend") or KERNELS[given["x"].device.type]
+def all_arguments(name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """An operator's arguments with those at the end that torch leaves out where they have their default."""
+    return arguments + DEFAULTS[name][len(arguments) :]
 
 
 @torch.library.impl(LIBRARY, "_forward", "CompositeExplicitAutograd")
 @torch.library.impl(LIBRARY, "forward", "CompositeExplicitAutograd")
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = all_arguments("forward", arguments)
+    y, z, stats = again.forward(arguments) or _forward_first(arguments)
+    return y, _or_empty(z, y), _or_empty(stats, y)
+
+
+def _forward_first(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Tensor | None]:
     given = forward_arguments(arguments)
     keep = {name: given[name] for name in ("keep_stream", "keep_stats")}
-    y, z, stats = BACKENDS[backend_of(given)].forward(as_call(given), **keep)
-    return y, _or_empty(z, y), _or_empty(stats, y)
+    return BACKENDS[backend_of(arguments[-1], given["x"])].forward(as_call(given), **keep)
 
 
 @torch.library.register_fake("addnorm::forward", lib=LIBRARY)
@@ -142,7 +136,7 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _forward_out(*arguments: Any, out: Tensor, stream_out: Tensor | None) -> None:
     given = dict(zip((*CALL_FIELDS, "backend"), arguments, strict=False))
     keep_stream = stream_out is not None
-    BACKENDS[backend_of(given)].forward(
+    BACKENDS[backend_of(given.get("backend"), given["x"])].forward(
         as_call(given), keep_stream=keep_stream, keep_stats=False, out=out, stream_out=stream_out
     )
     for written in (out, stream_out):
@@ -158,14 +152,25 @@ def _forward_out_fake(*arguments: Any, out: Tensor, stream_out: Tensor | None) -
 @torch.library.impl(LIBRARY, "_backward", "CompositeExplicitAutograd")
 @torch.library.impl(LIBRARY, "backward", "CompositeExplicitAutograd")
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
-    gradient, backend = as_gradient(arguments)
-    grads = BACKENDS[backend].backward(gradient)
-    return tuple(_or_empty(grads[name], gradient.z) for name in OPERANDS)
+    grads = _gradients(*arguments)
+    return tuple([_or_empty(grad, arguments[2]) for grad in grads])
+
+
+def _gradients(*arguments: Any) -> tuple[Tensor | None, ...]:
+    """Those that are asked for by the arguments of ``addnorm::backward``; the others are None."""
+    arguments = all_arguments("backward", arguments)
+    return again.backward(arguments) or _gradients_first(arguments)
+
+
+def _gradients_first(arguments: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+    gradient = as_gradient(arguments)
+    grads = BACKENDS[backend_of(arguments[-1], gradient.z)].backward(gradient)
+    return tuple([grads[name] for name in OPERANDS])
 
 
 @torch.library.register_fake("addnorm::backward", lib=LIBRARY)
 def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    gradient, _ = as_gradient(arguments)
+    gradient = as_gradient(arguments)
     z, scale = gradient.z, gradient.branch_scale
     like = {
         "x": (z.shape, gradient.x_dtype),
@@ -187,13 +192,17 @@ def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _reference_backward(*arguments: Any) -> tuple[Tensor | None, ...]:
     """What differentiates a backward that is itself differentiated."""
-    gradient, _ = as_gradient(arguments)
+    gradient = as_gradient(arguments)
     grads = reference.backward(gradient)
     return tuple(grads[name] for name in OPERANDS)
 
 
+def backend_of(name: str | None, t: Tensor) -> str:
+    return name or KERNELS[t.device.type]
+
+
 def _or_empty(result: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty((0,)) if result is None else result
+    return like.new_empty(0) if result is None else result
 
 
 # -- autograd in Python, where the extension is not built ---------------------------------------------------
@@ -230,7 +239,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _autograd(ctx: Any, dy: Tensor | None, ds: Tensor | None, _dstats: None) -> tuple[Tensor | None, ...]:
-    z, stats, weight, seed, *scales, x = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    z, stats, weight, seed, *scales, x = saved
     needs = _needs(ctx)
     shared = ctx.dx_is_dresidual and needs[0] and needs[1]
     asked = [False, *needs[1:]] if shared else needs
@@ -239,7 +249,9 @@ def _autograd(ctx: Any, dy: Tensor | None, ds: Tensor | None, _dstats: None) -> 
     if torch.is_grad_enabled():  # create_graph: the reference differentiates, the kernels do not
         grads = list(_reference_backward(*arguments))
     else:
-        results = torch.ops.addnorm.backward(*arguments)
+        backend = backend_of(ctx.backend, z)
+        short = unwatched(backend, (dy, ds, *saved))
+        results = (_gradients if short else torch.ops.addnorm.backward)(*arguments)
         grads = [g if needed else None for g, needed in zip(results, asked, strict=True)]
     if shared:
         grads[0] = grads[1]
@@ -262,7 +274,7 @@ if native.EXTENSION is None:
     torch.library.register_autograd("addnorm::forward", _autograd, setup_context=_setup_context, lib=LIBRARY)
     torch.library.register_autograd("addnorm::backward", _no_double_backward, lib=LIBRARY)
 else:
-    native.EXTENSION.set_reference_backward(_reference_backward)
+    native.EXTENSION.set_in_python(_forward, _backward, _gradients, _reference_backward)
     # What a compiled graph calls, torch.ops.addnorm.forward.default, is an object that holds a callable: ours answers
     # plain calls itself (csrc/torch/short_operators.h).
     _operators = (torch.ops.addnorm.forward.default, torch.ops.addnorm.backward.default)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
@@ -9,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 PLAIN = (Tensor, Parameter)
+ALIGNED = 16  # bytes
 # The keys that each thread includes by itself. A mode, a torch.func transform and a trace each add one of their own.
 OWN_KEYS = DispatchKeySet(DispatchKey.BackendSelect).raw_repr() | DispatchKeySet(DispatchKey.ADInplaceOrView).raw_repr()
 
@@ -25,3 +28,26 @@ def is_plain_thread() -> bool:
 def is_plain(t: Tensor) -> bool:
     """Whether a dense tensor is what its memory holds: no subclass, no pending sign, no zeros without memory."""
     return type(t) in PLAIN and not t.is_neg() and not t._is_zerotensor()
+
+
+def kinds(tensors: tuple[Any, ...]) -> tuple[Any, list[int | None]] | None:
+    """What a prepared launch depends on of its tensors, and where they lie; None where one is not contiguous, not
+    aligned or not plainly torch's own. csrc/torch/kinds.cpp in Python."""
+    found: list[Any] = []
+    addresses: list[int | None] = []
+    try:
+        for t in tensors:
+            if t is None:
+                found.append(None)
+                addresses.append(None)
+                continue
+            if type(t) not in PLAIN or t.layout != torch.strided or not is_plain(t) or not t.is_contiguous():
+                return None
+            address = t.data_ptr()
+            if address % ALIGNED or not address:
+                return None
+            found += t.dtype, t.shape, t.device, t.requires_grad
+            addresses.append(address)
+    except RuntimeError:  # nested, batched, functional: with no memory of its own
+        return None
+    return tuple(found), addresses

@@ -7,12 +7,13 @@ same without Triton's search for the program, and that other rows and rates need
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 import torch
@@ -22,8 +23,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from addnorm import add_norm_stream
-from addnorm.backends.triton import backend, run
-from addnorm.call import OPERANDS, Gradient, describe
+from addnorm.backends.triton import backend, run, work
+from addnorm.backends.triton.start import INT32
+from addnorm.call import CALL_TENSORS, GRADIENT_TENSORS, OPERANDS, Call, Gradient, describe
 
 from .cases import BF16, EVERYTHING, F16, F32, F64, NORMS, Case, build, options
 
@@ -58,6 +60,12 @@ SHORT = (
     Case(shape=(9, 100), x=BF16, weight=False, bias=False, options=options(residual_scale=0.5, eps=1e-3)),
     Case(shape=(4, 40), branch_bias=True, branch_scale="vector", row_scale=(4,), options=options(weight_offset=1.0)),
     Case(shape=(4, 40), branch_scale="0-d", row_scale=(4,), options=options(out_dtype=F16, stream_dtype=F32)),
+)  # fmt: skip
+PLANNED = (
+    *SHORT[:-1], Case(shape=(4, 64), options=options(dropout_p=0.1)),
+    Case(shape=(4, 40), branch_bias=True, branch_scale="vector", row_scale=(4,), options=options(dropout_p=0.1)),
+    Case(shape=(4, 64), weight=False, bias=False, grads="stream"), Case(shape=(4, 64), grads="y"),
+    Case(shape=(2, WIDE), x=BF16, residual=BF16, branch_scale="vector", row_scale=(2,), branch_bias=True),
 )  # fmt: skip
 # What stands before the results: the kernel, the grid, the operands and the seed.
 BEFORE = ("name", "hash", "x", "y", "z", *OPERANDS, "seed")
@@ -113,21 +121,27 @@ def likeness(argument: Any) -> Any:
 
 def carry_out(case: Case) -> None:
     """Forward and backward with everything kept and asked for."""
+    call, gradient = both_ways(case)
+    run.forward(call, keep_stream=False, keep_stats=False)
+    run.backward(gradient)
+
+
+def both_ways(case: Case) -> tuple[Call, Gradient]:
+    """A forward call, which is carried out, and its backward, which is not."""
     problem = build(case)
     call = describe(**problem.arguments)
     y, z, stats = run.forward(call, keep_stream=True, keep_stats=True)
-    run.forward(call, keep_stream=False, keep_stats=False)
     assert z is not None
     assert stats is not None
     needs = [t is not None for t in call.operands.values()]
     residual_dtype = call.x.dtype if call.residual is None else call.residual.dtype
-    run.backward(Gradient(
+    return call, Gradient(
         dy=problem.dy, ds=problem.ds, z=z, stats=stats, x=call.x if any(needs[-2:]) else None, weight=call.weight,
         branch_bias=call.branch_bias, branch_scale=call.branch_scale, row_scale=call.row_scale, seed=call.seed,
         norm=call.norm, eps=call.eps, residual_scale=call.residual_scale, dropout_p=call.dropout_p,
         weight_offset=call.weight_offset, x_dtype=call.x.dtype, residual_dtype=residual_dtype,
         bias_dtype=y.dtype if call.bias is None else call.bias.dtype, needs=needs,
-    ))  # fmt: skip
+    )  # fmt: skip
 
 
 def short_way_launches_the_same(recorder: Recorder) -> None:
@@ -150,11 +164,70 @@ def short_way_launches_the_same(recorder: Recorder) -> None:
         assert got == want, f"{case}: {got} is launched instead of {want}"
 
 
+def plans_launch_the_same(recorder: Recorder) -> None:
+    """Forward and backward, again and on other memory: the same programs and numbers, each pointer where it belongs."""
+
+    def compare(given: Any, names: tuple[str, ...], results: tuple[str, ...], ordinary: Any, plan: Any) -> None:
+        recorder.take()
+        tensors = {name: getattr(given, name) for name in names}
+        want = placed(recorder, {**tensors, **dict(zip(results, ordinary(), strict=True))})
+        tensors = {name: None if t is None else t.clone() for name, t in tensors.items()}
+        made = plan([None if t is None else t.data_ptr() for t in tensors.values()])
+        got = placed(recorder, {**tensors, **dict(zip(results, made, strict=True))})
+        assert got == want, f"{given}: {got} is launched instead of {want}"
+
+    keep: Any = {"keep_stream": True, "keep_stats": True}
+    for i, case in enumerate(PLANNED):
+        call, gradient = both_ways(Case(**{**vars(case), "norm": NORMS[i % 2]}))
+        compare(call, CALL_TENSORS, run.RESULTS, lambda c=call: run.forward(c, **keep), run.forward_plan(call, **keep))
+        compare(gradient, GRADIENT_TENSORS, run.GRADIENTS, lambda g=gradient: run.backward(g).values(),
+                run.backward_plan(gradient))  # fmt: skip
+
+
+def placed(recorder: Recorder, memory: dict[str, Tensor | None]) -> list[Any]:
+    """All launches since the last time, with names for memory; what has none was made for the launches alone."""
+    names = {t.data_ptr(): name for name, t in memory.items() if t is not None}
+
+    def name(argument: Any) -> Any:
+        if isinstance(argument, tuple):
+            return tuple(map(name, argument))
+        address = argument.data_ptr() if isinstance(argument, Tensor) else argument
+        is_address = isinstance(argument, Tensor) or (isinstance(argument, int) and argument > INT32)
+        return names.get(address, "made") if is_address else argument
+
+    return [name(launch) for launch in recorder.take()]
+
+
+def training_is_only_launched(recorder: Recorder) -> None:
+    """The second step of a model is neither described nor cut up, and hands autograd what the kernels write."""
+    made = [t.requires_grad_() for t in (torch.ones(4, 64), torch.ones(4, 64), torch.ones(64), torch.ones(64))]
+    for step in range(2):
+        with torch.enable_grad(), contextlib.ExitStack() as stack:
+            for name in ("forward_work", "backward_work") if step else ():
+                stack.enter_context(mock.patch.object(run, name, side_effect=AssertionError("cut up again")))
+            y, stream = add_norm_stream(*made, dropout_p=0.1, backend="triton")
+            grads = torch.autograd.grad((y, stream), made, (torch.ones_like(y), torch.ones_like(stream)))
+        forward, backward, columns = recorder.take()
+        assert [launch[0] for launch in (forward, backward, columns)] == [
+            "forward_kernel", "backward_kernel", "columns_kernel"
+        ]  # fmt: skip
+        pointers = set(flat(forward + backward + columns))
+        assert {t.data_ptr() for t in (*made, y, stream, *grads)} <= pointers
+
+
+def flat(values: tuple[Any, ...]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, tuple):
+            yield from flat(value)
+        else:
+            yield value.data_ptr() if isinstance(value, Tensor) else value
+
+
 def what_has_no_plan() -> None:
-    x, unplanned = torch.ones(3, 72), ({"row_scale": torch.ones(1)}, {"dropout_p": 0.5, "seed": 1})
-    for given in cast(tuple[dict[str, Any], ...], unplanned):
-        assert run.plan(describe(x, **given), keep_stream=True) is None, given
-    assert run.plan(describe(torch.ones(0, 72)), keep_stream=True) is None
+    """What the kernels alone do not finish."""
+    for case in (Case(shape=(3, 64), branch_scale="0-d"), Case(shape=(3, 64), grads="stream")):
+        assert run.backward_plan(both_ways(case)[1]) is None, case
+    assert run.forward_plan(describe(torch.ones(0, 72)), keep_stream=True, keep_stats=True) is None
 
 
 def launch_hooks_are_called(recorder: Recorder) -> None:
@@ -174,16 +247,16 @@ def programs_are_loaded_where_they_run(recorder: Recorder) -> None:
     """On the operands' device, which need not be the current one."""
 
     @contextmanager
-    def elsewhere(t: Tensor) -> Iterator[None]:
+    def elsewhere(device: torch.device) -> Iterator[None]:
         with mock.patch.object(recorder, "get_current_device", return_value=1):
             yield
 
     loaded: list[int] = []
     with (
-        mock.patch.object(run, "on", elsewhere),
+        mock.patch.object(work, "on", elsewhere),
         mock.patch.object(recorder.utils, "load_binary", lambda *given: loaded.append(given[-1]) or (1, 1, 0, 0, 1024)),
     ):
-        assert run.plan(describe(torch.ones(3, 72)), keep_stream=True) is not None
+        assert run.forward_plan(describe(torch.ones(3, 72)), keep_stream=True, keep_stats=True) is not None
     assert loaded == [1], loaded
 
 
@@ -204,6 +277,8 @@ def main() -> None:
         assert names == KERNELS
         with mock.patch.object(backend, "obstacle", return_value=""), torch.no_grad():
             short_way_launches_the_same(recorder)
+            plans_launch_the_same(recorder)
+            training_is_only_launched(recorder)
             what_has_no_plan()
             launch_hooks_are_called(recorder)
             programs_are_loaded_where_they_run(recorder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor
 
@@ -31,9 +31,8 @@ class Support:
 
 
 YES = Support(True)
-# Carries out a call for other tensors of its kinds: from x and the addresses of `OPERANDS` to y and the stream, which
-# means nothing unless asked for.
-Plan: TypeAlias = Callable[[Tensor, Sequence[int | None]], tuple[Tensor, Tensor]]
+# Carries out a call for other tensors of its kinds: from their addresses to new results, None where not asked for.
+Plan: TypeAlias = Callable[[Sequence[int | None]], tuple[Any, ...]]
 
 
 class Backend(ABC):
@@ -63,6 +62,11 @@ class Backend(ABC):
     def backward(self, call: Gradient) -> dict[str, Tensor | None]:
         """The gradient of each operand, None where it is not needed."""
 
-    def plan(self, call: Call, *, keep_stream: bool) -> Plan | None:
-        """The forward of contiguous operands, prepared to be carried out again; None where that gains nothing."""
+    def forward_plan(self, call: Call, *, keep_stream: bool, keep_stats: bool) -> Plan | None:
+        """The forward of contiguous operands, prepared to be carried out again, from the addresses of `CALL_TENSORS` to
+        y, the stream and the statistics; None where that gains nothing."""
+        return None
+
+    def backward_plan(self, call: Gradient) -> Plan | None:
+        """The same of the backward, from the addresses of `GRADIENT_TENSORS` to the gradients of `OPERANDS`."""
         return None

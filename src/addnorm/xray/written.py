@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from .. import reference
+from ..arguments import as_call, forward_arguments
 from ..call import Call
 from ..functional import add_norm
 from ..fusing.nodes import is_call
-from ..ops import as_call, forward_arguments
 
 Look = Callable[[Call, Tensor, Tensor, Tensor, Tensor], None]  # of branch, residual, z and y
 

@@ -82,8 +82,11 @@ class Triton(Backend):
     def backward(self, call: Gradient) -> dict[str, Tensor | None]:
         return kernels().backward(call)
 
-    def plan(self, call: Call, *, keep_stream: bool) -> Plan | None:
-        return kernels().plan(call, keep_stream=keep_stream)
+    def forward_plan(self, call: Call, *, keep_stream: bool, keep_stats: bool) -> Plan | None:
+        return kernels().forward_plan(call, keep_stream=keep_stream, keep_stats=keep_stats)
+
+    def backward_plan(self, call: Gradient) -> Plan | None:
+        return kernels().backward_plan(call)
 
 
 def kernels() -> ModuleType:

@@ -7,7 +7,7 @@ the launch. What its choice depends on is here the key of a table: the device, t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -30,56 +30,63 @@ def trouble() -> str:
 
 
 Grid = tuple[int, int, int]
+Names = tuple["str | Names", ...]
 
 
 class Launch(NamedTuple):
-    """What a kernel is started with: ``kernel[grid](*pointers, *numbers, *constants)``. The first number may need 64
-    bits."""
+    """What a kernel is started with: ``kernel[grid](*pointers, *numbers, *constants)``, the pointers by the names that
+    some memory has them by. The first number may need 64 bits."""
 
     kernel: Any
     grid: Grid
-    pointers: tuple[Any, ...]
+    pointers: Names
     numbers: tuple[Any, ...]
     constants: tuple[Any, ...]
     fixed: tuple[Any, ...]
     warps: int
     registers: int | None = None  # of a thread, at most
 
-    def start(self) -> None:
-        arguments = (*self.pointers, *self.numbers, *self.constants)
+    def start(self, memory: Mapping[str, Any]) -> None:
+        pointers = named(self.pointers, memory)
         if INTERPRETED:
-            self.kernel[self.grid](*arguments)
-            return
-        driver = triton.runtime.driver.active
-        stream = driver.get_current_stream(driver.get_current_device())
-        starter(self.program(), self.grid)(stream, *arguments)
+            self.kernel[self.grid](*pointers, *self.numbers, *self.constants)
+        else:
+            self.starter(pointers)(*pointers)
 
-    def program(self) -> Any:
+    def starter(self, pointers: tuple[Any, ...]) -> Callable[..., None]:
+        """What starts it on the current device, now and later, with pointers like these, which may be addresses.
+
+        ``program[grid]`` would prepare for Triton's launch hooks, a quarter of the host's time, while there are none.
+        """
+        driver, hooks = triton.runtime.driver.active, triton.knobs.runtime
+        device, stream = driver.get_current_device(), driver.get_current_stream
+        program = self.program(device, pointers)
+        runner, run, function, packed = program[self.grid], program.run, program.function, program.packed_metadata
+        x, y, z = self.grid
+        rest = (*self.numbers, *self.constants)
+
+        def start(*pointers: Any) -> None:
+            if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
+                runner(*pointers, *rest, stream=stream(device))
+            else:
+                run(x, y, z, stream(device), function, packed, None, None, None, *pointers, *rest)
+
+        return start
+
+    def program(self, device: int, pointers: tuple[Any, ...]) -> Any:
         """The compiled kernel."""
-        device = triton.runtime.driver.active.get_current_device()
         key = (id(self.kernel), device, self.warps, self.registers, self.numbers[0] > INT32, self.fixed,
-               kinds(self.pointers))  # fmt: skip
+               kinds(pointers))  # fmt: skip
         program = PROGRAMS.get(key)
         if program is None:
-            arguments = (*self.pointers, *self.numbers, *self.constants)
+            arguments = (*pointers, *self.numbers, *self.constants)
             options = {"num_warps": self.warps, "maxnreg": self.registers}
             program = PROGRAMS[key] = self.kernel.warmup(*arguments, grid=self.grid, **options)
         return program
 
 
-def starter(program: Any, grid: Grid) -> Callable[..., None]:
-    """``program[grid]`` given the stream first; without the preparations for Triton's launch hooks, a quarter of the
-    host's time, while there are none."""
-    runner, run, function, packed = program[grid], program.run, program.function, program.packed_metadata
-    hooks = triton.knobs.runtime
-
-    def start(stream: int, *arguments: Any) -> None:
-        if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
-            runner(*arguments, stream=stream)
-        else:
-            run(*grid, stream, function, packed, None, None, None, *arguments)
-
-    return start
+def named(names: Names, memory: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple([memory[name] if isinstance(name, str) else named(name, memory) for name in names])
 
 
 def kinds(pointers: tuple[Any, ...]) -> tuple[Any, ...]:
