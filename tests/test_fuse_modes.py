@@ -82,6 +82,44 @@ def test_compiled(name: str) -> None:
         assert_as_good(found, before, exact)
 
 
+@pytest.mark.filterwarnings("ignore:addnorm.fuse found nothing")  # without gradients
+def test_norms_left_to_torch_run_unwatched_until_things_change() -> None:
+    model, x = (
+        nn.Sequential(nn.Linear(768, 768), nn.LayerNorm(768), nn.Linear(768, 768), nn.LayerNorm(768)),
+        torch.randn(3, 768),
+    )
+
+    def watched() -> list[bool]:
+        return [norm._compiled_call_impl is not None for norm in (model[1], model[3])]
+
+    with fuse(model, mode="modules") as handle:
+        assert watched() == [True, True]
+        with torch.no_grad():
+            model(x)
+            model(x)
+            assert watched() == [False, False]  # float32 without gradients: torch is as fast
+        for norm in (model[1], model[3]):
+            before = norm(x)
+            norm.weight.data.mul_(2)
+            assert not torch.equal(norm(x), before)  # its own code runs, on its own numbers
+        model(x)
+        assert watched() == [True, True]  # trained, a row of 768 is fused
+        assert handle.report.plain == 2, str(handle.report)
+        with torch.no_grad():
+            model(x)
+            assert watched() == [False, False]
+            model.bfloat16()
+            y = model(x.bfloat16())
+        assert watched() == [True, True]  # in bfloat16 always
+        other = object()
+        model[1].__dict__["_compiled_call_impl"] = other  # another's, while ours is there
+        handle.undo()
+        assert model[1].__dict__.pop("_compiled_call_impl") is other
+    assert watched() == [False, False]
+    with torch.no_grad():
+        assert torch.allclose(model(x.bfloat16()).float(), y.float(), atol=2**-6, rtol=2**-6)
+
+
 def test_timm_block_by_itself() -> None:
     class Block(hand.TimmBlock):
         def __init__(self, width: int) -> None:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 from ..functional import explain_dispatch
 from .base import PLACE, FusedCall, InPlace, hook_dicts, is_traced, put, take
 from .local import KINDS, Local, Part
+from .measured import ALONE as FAST_ALONE
 from .report import Outcome
 from .sites import WITHOUT_NUMBERS
 from .trial import SLOW, UNJUDGED, disagreement
@@ -30,25 +31,56 @@ class ModulesCall(FusedCall):
         self._calls = {path: call for path, call in found.items() if call is not None}
         self._own = self._calls.pop("", None)  # the model's own, where it is of a kind itself
         self._befores: dict[str, Any] = {}
+        self._resting: list[str] = []
+        self._at_rest: Any = None
         self.watching = True  # whether calls are counted and reported: in the first pass
 
     def install(self) -> None:
         super().install()
         self._befores = {path: put(call.module, call) for path, call in self._calls.items()}
+        self._resting, self._at_rest = [], None
 
     def remove(self) -> None:
         super().remove()
-        for path, call in self._calls.items():
-            take(call.module, call, self._befores.get(path))
+        for path in self._calls:
+            self.take_from(path)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
+        if self.circumstances() != self._at_rest:
+            self.wake()
         result = (self.model._call_impl if self._own is None else self._own)(*args, **kwargs)
         if self._first:
             self.watching = False
             for call in self._calls.values():
                 call.count = 0
             self.complete()
+        if self._at_rest is None:
+            self.rest()
         return result
+
+    def rest(self) -> None:
+        """Take ours from the norms that are left to torch, as things are: between two matrix products the lines that
+        find this out have left the caches, and take longer than a norm of few rows."""
+        self._resting = [path for path, call in self._calls.items() if call.idle and self.take_from(path)]
+        self._at_rest = self.circumstances()
+
+    def wake(self) -> None:
+        """Put ours back, where no other has taken the place since."""
+        for path in self._resting:
+            call = self._calls[path]
+            call.idle = False
+            if call.module.__dict__.get(PLACE) is self._befores[path]:
+                put(call.module, call)
+        self._resting, self._at_rest = [], None
+
+    def circumstances(self) -> tuple[Any, ...]:
+        """What decides, beside its input, whether a norm alone is left to torch."""
+        norms = [self._calls[path].module for path in self._resting[:1]]
+        weights = [(w.dtype, w.device, w.requires_grad) for norm in norms for w in norm.parameters()]
+        return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), weights
+
+    def take_from(self, path: str) -> bool:
+        return take(self._calls[path].module, self._calls[path], self._befores[path])
 
     def gained(self) -> int:
         return self.report.fused + self.report.plain
@@ -66,6 +98,7 @@ class LocalCall(InPlace):
         self.local: Local | None = None  # the reading that is trusted
         self.reason: str | None = None  # None until real numbers were compared, then "" or what is wrong
         self.backend = ""
+        self.idle = False  # whether torch was faster when it was last called
         self.count = 0  # of the calls in this pass
         self._readings = readings
         bypassed = (getattr(self.module, name) for name in readings[0].bypassed)
@@ -82,6 +115,7 @@ class LocalCall(InPlace):
         if is_traced() or any(self._hooks):  # hooks see the modules' own values
             return self.module._call_impl(*args, **kwargs)
         left = self._readings[0].left_to(*args, **kwargs)
+        self.idle = left == FAST_ALONE
         if self.owner.watching or (self.reason is None and not left):
             self.watch(left, *args, **kwargs)
         if left or self.local is None:
