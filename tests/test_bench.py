@@ -64,6 +64,7 @@ def test_clock_batches_quick_functions() -> None:
     quick = fake.spends("quick", clock.SAMPLE / 8)
     assert clock.batch_size(quick, 0, lambda: fake.now) >= 8
     assert clock.batch_size(fake.spends("slow", 1.0), 0, lambda: fake.now) == 1
+    assert clock.batch_size(fake.spends("slow", 1.0), 0, lambda: fake.now, least=8.0) >= 8
 
 
 def test_clock_takes_a_second_look_at_a_disturbed_reading() -> None:

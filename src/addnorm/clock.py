@@ -36,13 +36,14 @@ def samples(
     warmup: int = 3,
     budget: float = float("inf"),
     progress: Callable[[], object] | None = None,
+    least: float = SAMPLE,
     timer: Timer = time.perf_counter,
     pause: Callable[[float], object] = time.sleep,
 ) -> dict[str, list[float]]:
     """Seconds per call of each function, one number a round.
 
-    A sample is a batch of calls that lasts at least `SAMPLE`. A round takes one sample of each function, each round
-    starting with another one, so that none always follows the same neighbour. Results are dropped at once, and
+    A sample is a batch of calls that lasts at least `least` seconds. A round takes one sample of each function, each
+    round starting with another one, so that none always follows the same neighbour. Results are dropped at once, and
     Python's garbage collector rests.
 
     Args:
@@ -51,6 +52,7 @@ def samples(
         warmup: Calls of each function before its batch is chosen.
         budget: No new round begins after this many seconds, `FEWEST` rounds aside.
         progress: Called after each round.
+        least: A call that takes longer is timed as one, with the caches as the last function left them.
         timer, pause: The clock, for tests.
     """
     if rounds < 1:
@@ -58,7 +60,7 @@ def samples(
     names = list(functions)
     found: dict[str, list[float]] = {name: [] for name in names}
     with no_collection():
-        batches = {name: batch_size(functions[name], warmup, timer) for name in names}
+        batches = {name: batch_size(functions[name], warmup, timer, least) for name in names}
         start = timer()
         for turn in range(rounds):
             if turn >= FEWEST and timer() - start > budget:
@@ -97,8 +99,8 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
     return Ratio(median(found), found[outer], found[-1 - outer])
 
 
-def batch_size(function: Function, warmup: int, timer: Timer) -> int:
-    """How many calls last at least `SAMPLE`."""
+def batch_size(function: Function, warmup: int, timer: Timer, least: float = SAMPLE) -> int:
+    """How many calls last at least so many seconds."""
     for _ in range(warmup):
         function()
     calls = 1
@@ -106,10 +108,10 @@ def batch_size(function: Function, warmup: int, timer: Timer) -> int:
         taken = calls * sample(function, calls, timer)
         if taken < CERTAIN:  # one reading that something disturbed would make every batch too short
             taken = min(taken, calls * sample(function, calls, timer))
-        if taken >= SAMPLE or calls >= MOST_CALLS:
+        if taken >= least or calls >= MOST_CALLS:
             return calls
         # Aim past the mark, as later calls may be quicker, but do not trust a reading near zero.
-        calls = min(10 * calls, int(1.2 * calls * SAMPLE / max(taken, 1e-9)) + 1)
+        calls = min(10 * calls, int(1.2 * calls * least / max(taken, 1e-9)) + 1)
 
 
 def sample(function: Function, calls: int, timer: Timer) -> float:
