@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from addnorm import add_norm, add_norm_stream
@@ -237,6 +238,32 @@ def test_checkpoints_replay_the_dropout(backend: Planning) -> None:
             grads.append(found["x"].grad)
             found["x"].grad = None
         assert torch.equal(*grads)
+
+
+class Name(str):
+    """As a string of numpy's is one."""
+
+
+def test_a_name_of_another_type_is_recorded(backend: Planning) -> None:
+    found, grads = leaves(operands()), both()
+    for norm in ("layer", "rms"):
+        want = train("eager", found, grads, norm=norm)
+        assert_same(train("planning", found, grads, norm=Name(norm)), want)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:torch.*")  # what dual tensors import
+def test_where_a_tangent_was_there_is_none(backend: Planning) -> None:
+    """Once its level has ended; the tensor, and a buffer that took it, keep an empty place for it."""
+    bias = torch.zeros(D)
+    with forward_ad.dual_level():
+        bias.copy_(forward_ad.make_dual(torch.ones(D), torch.ones(D)))
+        x = forward_ad.make_dual(torch.randn(ROWS, D), torch.ones(ROWS, D))
+    found, grads = operands(x=x, bias=bias), both()
+    found["weight"].requires_grad_()
+    for options in ({}, {"dropout_p": 0.5, "seed": 1}):  # with a plan and without one
+        want = train("eager", found, grads, **options)
+        for _ in range(2):
+            assert_same(train("planning", found, grads, **options), want)
 
 
 def test_a_second_backward_is_refused(backend: Planning) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import sys
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from addnorm import AddNorm, add_norm, add_norm_stream
+from addnorm import AddNorm, add_norm, add_norm_stream, fuse
 
 from .support.calls import routes, run
 from .support.cases import EVERYTHING, Case, build
@@ -57,6 +60,40 @@ def test_backward_through_one_graph_from_two_threads(backend: str | None) -> Non
         grads = list(pool.map(lambda _: torch.autograd.grad(y, x, retain_graph=True)[0], range(6)))
     for grad in grads:
         same_bits("gradient", grad, grads[0])
+
+
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads that take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.filterwarnings("ignore:addnorm.fuse found nothing")  # where the first call is one without gradients
+def test_a_fused_model_that_some_threads_train_and_others_ask() -> None:
+    """What one thread leaves to torch another wants back: no call fails, and in the end all norms are fused again."""
+    x, start = torch.randn(2, 768), threading.Barrier(CALLERS)
+    for _ in range(8):
+        model = nn.Sequential(*[nn.LayerNorm(768) for _ in range(30)])
+
+        def call(i: int, model: nn.Module = model) -> None:
+            start.wait()
+            for step in range(6):
+                with torch.set_grad_enabled((i + step) % 2 == 0):
+                    model(x)
+
+        with fuse(model, mode="modules"):
+            with ThreadPoolExecutor(CALLERS) as pool:
+                list(pool.map(call, range(CALLERS)))
+            model(x)
+            for trained in (False, True):  # each is a change, after which all are looked at anew
+                with torch.set_grad_enabled(trained):
+                    model(x)
+                assert {norm._compiled_call_impl is not None for norm in model} == {trained}
+        assert all(norm._compiled_call_impl is None for norm in model)
 
 
 def child(backend: str | None, tensors: list[Tensor], connection: Any) -> None:

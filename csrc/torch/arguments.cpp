@@ -43,8 +43,8 @@ class StackReader {
   Stack::const_iterator next_;
 };
 
-// Takes what is exactly of the type that it should be, and the plain tensors; `plain` turns false at anything else, `on_cpu` at a
-// tensor elsewhere.
+// Takes what is exactly of the type that it should be, names of any type of string, and the plain tensors; `plain` turns false at
+// anything else, `on_cpu` at a tensor elsewhere.
 class PythonReader {
  public:
   explicit PythonReader(PyObject* const* objects) : next_(objects) {}
@@ -70,7 +70,7 @@ class PythonReader {
   std::string name() {
     PyObject* object = *next_++;
     Py_ssize_t size = 0;
-    const char* text = PyUnicode_CheckExact(object) ? PyUnicode_AsUTF8AndSize(object, &size) : nullptr;
+    const char* text = PyUnicode_Check(object) ? PyUnicode_AsUTF8AndSize(object, &size) : nullptr;
     if (text == nullptr) PyErr_Clear();
     plain = plain && text != nullptr;
     return {text == nullptr ? "" : text, static_cast<size_t>(size)};

@@ -29,9 +29,7 @@ using torch::autograd::variable_list;
 bool is_transformed(const at::Tensor* t) {
   using c10::DispatchKey;
   constexpr c10::DispatchKeySet transforms({DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper, DispatchKey::Batched});
-  if (t == nullptr) return false;
-  const auto* meta = torch::autograd::impl::get_autograd_meta(*t);
-  return t->key_set().has_any(transforms) || (meta != nullptr && meta->fw_grad_ != nullptr);
+  return t != nullptr && (t->key_set().has_any(transforms) || has_tangent(*t));
 }
 
 struct AddNormBackward : public Node {

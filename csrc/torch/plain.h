@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include "call.h"
@@ -25,12 +26,14 @@ inline bool is_dense(const at::Tensor& t) {
   return within(t.key_set(), plain);
 }
 
-// One that the kernels take, and without a forward-mode tangent.
-inline bool is_plain(const at::Tensor& t) {
-  if (!is_dense(t) || !is_supported(t.scalar_type())) return false;
+// Whether there is a forward-mode tangent; one whose level has ended leaves an empty place.
+inline bool has_tangent(const at::Tensor& t) {
   const auto* meta = torch::autograd::impl::get_autograd_meta(t);
-  return meta == nullptr || meta->fw_grad_ == nullptr;
+  return meta != nullptr && meta->fw_grad_ != nullptr && !meta->fw_grad_->empty();
 }
+
+// One that the kernels take.
+inline bool is_plain(const at::Tensor& t) { return is_dense(t) && is_supported(t.scalar_type()) && !has_tangent(t); }
 
 // Whether this thread runs as it does by default: no mode, transform or tracing. Autocast has chosen the dtypes before.
 inline bool is_plain_thread() {

@@ -109,7 +109,7 @@ def take(module: nn.Module, call: Any, before: Any) -> bool:
     """The way back, unless another has taken the place since; whether it was."""
     if module.__dict__.get(PLACE) is not call:
         return False
-    del module.__dict__[PLACE]
+    module.__dict__.pop(PLACE, None)  # another thread may go the same way
     if before is not None:
         module.__dict__[PLACE] = before
     return True

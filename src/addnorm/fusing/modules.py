@@ -31,19 +31,18 @@ class ModulesCall(FusedCall):
         self._calls = {path: call for path, call in found.items() if call is not None}
         self._own = self._calls.pop("", None)  # the model's own, where it is of a kind itself
         self._befores: dict[str, Any] = {}
-        self._resting: list[str] = []
         self._at_rest: Any = None
         self.watching = True  # whether calls are counted and reported: in the first pass
 
     def install(self) -> None:
         super().install()
         self._befores = {path: put(call.module, call) for path, call in self._calls.items()}
-        self._resting, self._at_rest = [], None
 
     def remove(self) -> None:
         super().remove()
-        for path in self._calls:
-            self.take_from(path)
+        for path, call in self._calls.items():
+            call.rests = False
+            take(call.module, call, self._befores.get(path))
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         if self.circumstances() != self._at_rest:
@@ -60,28 +59,31 @@ class ModulesCall(FusedCall):
 
     def rest(self) -> None:
         """Take ours from the norms that are left to torch, as things are: between two matrix products the lines that
-        find this out have left the caches, and take longer than a norm of few rows."""
-        self._resting = [path for path, call in self._calls.items() if call.idle and self.take_from(path)]
+        find this out have left the caches, and take longer than a norm of few rows.
+
+        Another thread may come here, or wake them, at the same time: who takes one out notes it, nobody else.
+        """
+        for path, call in self._calls.items():
+            if call.idle and take(call.module, call, self._befores[path]):
+                call.rests = True
         self._at_rest = self.circumstances()
 
     def wake(self) -> None:
         """Put ours back, where no other has taken the place since."""
-        for path in self._resting:
-            call = self._calls[path]
-            call.idle = False
+        self._at_rest = None
+        for path, call in self._calls.items():
+            if not call.rests:
+                continue
+            call.idle = call.rests = False
             if call.module.__dict__.get(PLACE) is self._befores[path]:
                 put(call.module, call)
-        self._resting, self._at_rest = [], None
 
     def circumstances(self) -> tuple[Any, ...]:
-        """What decides, beside its input, whether a norm alone is left to torch."""
-        norms = [self._calls[path].module for path in self._resting[:1]]
-        given = [w for norm in norms for w in norm._parameters.values() if w is not None]  # parameters() takes 10 us
-        weights = [(w.dtype, w.device, w.requires_grad) for w in given]
+        """What decides, beside its input, whether a norm alone is left to torch: by the first that rests."""
+        norm = next((call.module for call in self._calls.values() if call.rests), None)
+        given = () if norm is None else norm._parameters.values()  # parameters() takes 10 us
+        weights = [(w.dtype, w.device, w.requires_grad) for w in given if w is not None]
         return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), weights
-
-    def take_from(self, path: str) -> bool:
-        return take(self._calls[path].module, self._calls[path], self._befores[path])
 
     def gained(self) -> int:
         return self.report.fused + self.report.plain
@@ -100,6 +102,7 @@ class LocalCall(InPlace):
         self.reason: str | None = None  # None until real numbers were compared, then "" or what is wrong
         self.backend = ""
         self.idle = False  # whether torch was faster when it was last called
+        self.rests = False  # whether it is taken out for that
         self.count = 0  # of the calls in this pass
         self._readings = readings
         bypassed = (getattr(self.module, name) for name in readings[0].bypassed)
