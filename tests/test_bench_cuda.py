@@ -283,7 +283,7 @@ for name, value in (("keep_scale", lambda call: 1.0), ("dropout_threshold", lamb
     with mock.patch.object(run, name, value):
         try:
             correct.check("cpu", (9,))
-        except (AssertionError, IndexError):
+        except (AssertionError, IndexError, ValueError):  # the last, statistics of another shape, is refused
             continue
     raise SystemExit(f"a wrong {name} is accepted")
 """
