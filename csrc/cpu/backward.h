@@ -158,8 +158,8 @@ ADDNORM_INLINE void write_full_step(const BackwardPlan<Access>& p, const Backwar
   if (row.dx) dxs.close();
 }
 
-// Through one row for its sums, and through the one before it, which they are known of, to write it: one loop, so that one waits for
-// memory while the other computes.
+// One loop goes through a row for its sums, and through the row before it, whose sums are known, to write it: the one computes while
+// the other waits for memory.
 template <class Norm, class Access, Form kForm, bool kSums, bool kWrites, class Streaming, class T = typename Access::T>
 ADDNORM_OUTLINE void backward_pass(const BackwardPlan<Access>& plan, const BackwardRow<Norm, T>& next, const BackwardRow<Norm, T>& written,
                                    const uint16_t* lanes, Streaming streaming, typename Norm::template Gradient<T>& gradient) {

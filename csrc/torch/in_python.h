@@ -1,4 +1,4 @@
-// What the extension has done in Python: set by ops.py, which says what each is.
+// What the extension leaves to Python; set by ops.py, where each is described.
 #pragma once
 
 #include <Python.h>

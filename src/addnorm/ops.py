@@ -6,8 +6,8 @@ last: torch drops such arguments from the graphs it traces, and each that a grap
 Results that are not asked for are empty tensors.
 
 The extension has the autograd of the operators (csrc/torch/node.cpp) and their kernels for the CPU, without Python
-(csrc/torch/operators.cpp). What is not its own it hands to ``_forward`` and ``_backward``, the same in Python: where
-nothing watches past the dispatcher, as its autograd does with ``_gradients``. Where it is not built, Python has the
+(csrc/torch/operators.cpp). What is not its own it hands to ``_forward`` and ``_backward``, the same in Python, past
+the dispatcher where nothing watches; its autograd then calls ``_gradients``. Where it is not built, Python has the
 autograd as well.
 """
 

@@ -59,8 +59,8 @@ class ModulesCall(FusedCall):
         return result
 
     def rest(self) -> None:
-        """Take ours from the norms that are left to torch, as things are: between two matrix products the lines that
-        find this out have left the caches, and take longer than a norm of few rows.
+        """Take ours from the norms that are left to torch, as things are. To ask each time is too slow: between two
+        matrix products the code that asks has left the caches, and takes longer than a norm of few rows.
 
         Another thread may come here, or wake them, at the same time: who takes one out notes it, nobody else.
         """

@@ -53,7 +53,7 @@ class Work(NamedTuple):
 
 
 def maker(t: Tensor) -> Callable[[], Tensor]:
-    """Makes tensors of a shape, contiguous: of one that has no memory to keep, in the quickest of torch's ways."""
+    """Makes contiguous tensors like this one by `torch.empty_like`, the quickest way; kept for it is one element."""
     like = t.new_empty((1,) * t.dim()).expand(t.shape)
     return partial(torch.empty_like, like, memory_format=torch.contiguous_format)
 
