@@ -81,8 +81,8 @@ class ModulesCall(FusedCall):
                 put(call.module, call)
 
     def circumstances(self) -> tuple[Any, ...]:
-        """What decides, beside its input, whether a norm alone is left to torch: of the first that rests, as each look
-        at what the last model pass has driven from the caches costs a microsecond."""
+        """What decides, beside its input, whether a norm alone is left to torch: of the first that rests, as what is
+        looked at has mostly left the caches since the last call."""
         weight = self._sample.get("weight")
         kind = None if weight is None else (weight.dtype, weight.is_cpu, weight.requires_grad)
         return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), kind
