@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import plain
 from .arguments import BACKWARD_ARGUMENTS, FORWARD_ARGUMENTS, as_call, as_gradient, forward_arguments
-from .backends import BACKENDS, KERNELS, Plan, native, select
+from .backends import BACKENDS, Plan, backend_of, native, select
 from .call import CALL_TENSORS, GRADIENT_TENSORS, Gradient, check_seed, check_tensor, describe, draw_seed
 from .norms import NORMS, policy
 from .plain import is_plain_thread
@@ -131,7 +131,7 @@ NEEDS = BACKWARD_ARGUMENTS.index("needs")
 
 def forward(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """y, the stream and the statistics of all the arguments of ``addnorm::forward``, or None as in `again`."""
-    backend = arguments[-1] or KERNELS[arguments[0].device.type]
+    backend = backend_of(arguments[-1], arguments[0])
     if not BACKENDS[backend].in_python:
         return None
     found = find(forward_tensors(arguments), forward_options(arguments), lambda: make_forward(arguments, backend))
@@ -157,7 +157,7 @@ def make_forward(arguments: tuple[Any, ...], backend: str) -> Plan | None:
 
 def backward(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """The gradients of all the arguments of ``addnorm::backward``, or None as in `again`."""
-    backend = arguments[-1] or KERNELS[arguments[2].device.type]
+    backend = backend_of(arguments[-1], arguments[2])
     if not BACKENDS[backend].in_python:
         return None
     options = tuple(arguments[NEEDS]), *backward_options(arguments)

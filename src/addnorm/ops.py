@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import again, reference
 from .arguments import FORWARD_ARGUMENTS, as_call, as_gradient, forward_arguments
-from .backends import BACKENDS, KERNELS, native
+from .backends import BACKENDS, KERNELS, backend_of, native
 from .call import CALL_FIELDS, OPERANDS, Call, stored_dtype
 from .norms import NORMS
 from .plain import is_plain, is_plain_thread
@@ -195,10 +195,6 @@ def _reference_backward(*arguments: Any) -> tuple[Tensor | None, ...]:
     gradient = as_gradient(arguments)
     grads = reference.backward(gradient)
     return tuple(grads[name] for name in OPERANDS)
-
-
-def backend_of(name: str | None, t: Tensor) -> str:
-    return name or KERNELS[t.device.type]
 
 
 def _or_empty(result: Tensor | None, like: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..call import Call, lookup
@@ -30,6 +31,11 @@ class Dispatch:
             verdict = "yes" if support else "no"
             lines.append(f"  {name}: {verdict}{', ' if support.reason else ''}{support.reason}")
         return "\n".join(lines)
+
+
+def backend_of(name: str | None, t: Tensor) -> str:
+    """The backend of an operator's call: the named one, or the kernels of its main tensor's device."""
+    return name or KERNELS[t.device.type]
 
 
 def select(call: Call, name: str | None = None) -> Backend:
