@@ -16,18 +16,28 @@ namespace addnorm::ADDNORM_ISA {
 
 template <class Access> struct BackwardPlan {
   using T = typename Access::T;
+  using P = Parameter<Access>;
   const Backward& call;
-  const T *weight, *branch_bias, *branch_scale;
   T residual_scale, keep_scale;
   bool has_dy, has_ds;
   bool needs_branch;  // x and branch_bias, for a scale's gradient
   bool streaming;
+  const T *weight = nullptr, *branch_bias = nullptr, *branch_scale = nullptr;  // of the thread at work
+
+  int64_t space() const {
+    return P::space(call.weight, call.d, call.weight_offset) + P::space(call.branch_bias, call.d) + P::space(call.branch_scale, call.d);
+  }
+  void take(Scratch& scratch) {
+    weight = P::of(call.weight, call.d, scratch, call.weight_offset);
+    branch_bias = P::of(call.branch_bias, call.d, scratch);
+    branch_scale = P::of(call.branch_scale, call.d, scratch);
+  }
 };
 
 template <class Access> struct BackwardJob {
   BackwardPlan<Access> plan;
   RowBlocks blocks;
-  Partials<Access> partials;
+  Partials<Access>& partials;
 };
 
 // The usual calls have a text of their own, with neither branch nor detour in it: dz alone is written (`dy`), or also its kept part
@@ -136,7 +146,7 @@ ADDNORM_INLINE void write_step(const BackwardPlan<Access>& p, const BackwardRow<
   if constexpr (kDrops) dx.close();
 }
 
-// The same with everything that can be asked for; row_terms[u] takes the terms of drow_scale.
+// The same with everything that can be asked for; row_terms(u) takes the terms of drow_scale.
 template <class Norm, class Access, class N, class Streaming, class RowTerms>
 ADDNORM_INLINE void write_full_step(const BackwardPlan<Access>& p, const BackwardRow<Norm, typename Access::T>& row, const uint16_t* lanes,
                                     int64_t c, N n, Streaming streaming, RowTerms&& row_terms) {
@@ -188,10 +198,11 @@ ADDNORM_OUTLINE void backward_pass(const BackwardPlan<Access>& plan, const Backw
 template <class Norm, class Access, Form kForm, class Streaming> inline void backward_range(void* context, int64_t begin, int64_t end) {
   using Row = BackwardRow<Norm, typename Access::T>;
   const auto& job = *static_cast<const BackwardJob<Access>*>(context);
-  const BackwardPlan<Access>& p = job.plan;
+  BackwardPlan<Access> p = job.plan;
   const Backward& b = p.call;
   const int64_t space = b.dropout.on ? lane_space(b.d) : 0;
-  Scratch scratch(Scratch::rows, Scratch::space<uint16_t>(space));
+  Scratch scratch(Scratch::rows, Scratch::space<uint16_t>(space) + p.space());
+  p.take(scratch);
   uint16_t* const lanes = scratch.take<uint16_t>(space);
   std::optional<RoundKeys> keys;
   if (b.dropout.on) keys.emplace(b.dropout.seed);
@@ -208,6 +219,7 @@ template <class Norm, class Access, Form kForm, class Streaming> inline void bac
       if (before) {
         draw(*before);
         backward_pass<Norm, Access, kForm, true, true>(p, row, *before, lanes, streaming, row.gradient);
+        if (i == job.blocks.begin(block)) job.partials.join(begin, block - 1);
       } else {
         backward_pass<Norm, Access, kForm, true, false>(p, row, row, lanes, streaming, row.gradient);
       }
@@ -217,28 +229,21 @@ template <class Norm, class Access, Form kForm, class Streaming> inline void bac
   if (!before) return;
   draw(*before);
   backward_pass<Norm, Access, kForm, false, true>(p, *before, *before, lanes, streaming, before->gradient);
+  job.partials.join(begin, end - 1);
   if (p.streaming) stream_fence();
 }
 
 template <class Norm, class Access, Form kForm> inline void backward_with(const Backward& b, const Runtime& runtime) {
   using T = typename Access::T;
-  using P = Parameter<Access>;
   const RowBlocks blocks(b.rows);
   Partials<Access> partials(b, blocks.count());
-  Scratch scratch(Scratch::call, P::space(b.weight, b.d, b.weight_offset) + P::space(b.branch_bias, b.d) +
-                                     P::space(b.branch_scale, b.d) + partials.space());
-  const T* weight = P::of(b.weight, b.d, scratch, b.weight_offset);
-  const T* branch_bias = P::of(b.branch_bias, b.d, scratch);
-  const T* branch_scale = P::of(b.branch_scale, b.d, scratch);
-  partials.place(scratch);
+  Scratch scratch(Scratch::call, partials.space());
+  partials.place(scratch, b.weight.data);
   int64_t written = 0;
   for (const Matrix* m : {&b.dx, &b.dresidual})
     if (m->data) written += b.rows * b.d * element_bytes(m->dtype);
   const BackwardPlan<Access> plan = {
       b,
-      weight,
-      branch_bias,
-      branch_scale,
       static_cast<T>(b.residual_scale),
       static_cast<T>(b.dropout.keep_scale),
       b.dy.data != nullptr,

@@ -1,6 +1,7 @@
 // Sums over the rows, one per column (dweight, dbias, ...), in an order that the shape alone fixes.
 //
-// The rows are cut into blocks; each block adds up its rows into a partial of its own, and the partials are added pairwise.
+// The rows are cut into blocks; each block adds up its rows into a partial of its own, and the partials are added in a binary tree over the
+// blocks. A thread adds those of its own as soon as it has them; few are left to be fetched from other cores.
 #pragma once
 
 #include "kernels.h"
@@ -14,10 +15,11 @@ enum ColumnSum { kWeight, kBias, kBranchBias, kBranchScale };
 
 // A fixed function of the shape: few enough blocks that the partials stay small beside the activations, enough for the threads.
 struct RowBlocks {
+  static constexpr int64_t kMost = 64;
   int64_t rows, length;
   explicit RowBlocks(int64_t rows) : rows(rows) {
-    const int64_t least = rows <= 128 ? 16 : 32, most = 64;
-    const int64_t wanted = (rows + most - 1) / most;
+    const int64_t least = rows <= 128 ? 16 : 32;
+    const int64_t wanted = (rows + kMost - 1) / kMost;
     length = ((wanted > least ? wanted : least) + 3) / 4 * 4;
   }
   int64_t count() const { return (rows + length - 1) / length; }
@@ -52,59 +54,63 @@ template <class Access> class Partials {
     for (const Vector& v : outputs_) count_ += v.data != nullptr;
   }
 
-  int64_t space() const { return Scratch::space<T>(size()); }
-  void place(Scratch& scratch) { data_ = scratch.take<T>(size()) + skewed(0); }  // apart from the weight before it, too
+  int64_t space() const { return apart_space<T>(size()); }
+  void place(Scratch& scratch, const void* weight) { data_ = take_apart<T>(scratch, size(), {weight}); }
   bool any() const { return count_ > 0; }
 
   ColumnTotals<T> totals_of(int64_t block) const {
     ColumnTotals<T> result;
-    T* next = data_ + block * count_ * skewed(d_);
+    T* next = data_ + block * block_size();
     for (int i = 0; i < kColumnSums; ++i) {
       result.total[i] = outputs_[i].data ? next : nullptr;
-      if (outputs_[i].data) next += skewed(d_);
+      if (outputs_[i].data) next += skewed<T>(d_);
     }
     return result;
   }
 
-  // Adds the blocks up and writes the outputs.
+  // Block `last` is complete, as those from `first` on are: subtrees of which both halves are among them are added up.
+  void join(int64_t first, int64_t last) {
+    int64_t root = last;
+    for (int64_t span = 1; (last & span) && root - span >= first; span *= 2, root -= span / 2) {
+      add(root - span, root, 0, padded(d_));
+      joined_[root] = true;
+    }
+  }
+
+  // Adds up what is left and writes the outputs.
   void finish(const Runtime& runtime) {
-    const int64_t steps = padded(d_) / kStep, work = kStep * count_ * blocks_;
-    const int64_t grain = 16384 / work + 1;
-    if (steps <= grain) add_blocks(this, 0, steps);
-    else runtime.parallel_for(steps, grain, this, add_blocks);
+    int64_t left = -1;  // the root is added to none
+    for (int64_t i = 0; i < blocks_; ++i) left += !joined_[i];
+    const int64_t steps = padded(d_) / kStep, grain = 16384 / (kStep * count_ * left + 1) + 1;
+    if (steps <= grain) add_rest(this, 0, steps);
+    else runtime.parallel_for(steps, grain, this, add_rest);
     const ColumnTotals<T> totals = totals_of(0);
     for (int i = 0; i < kColumnSums; ++i)
       if (outputs_[i].data) write(outputs_[i], totals.total[i]);
   }
 
  private:
-  int64_t size() const { return blocks_ * count_ * skewed(d_) + skewed(0); }
+  // Whole pages: all blocks lie alike.
+  int64_t block_size() const { return in_pages<T>(count_ * skewed<T>(d_)); }
+  int64_t size() const { return blocks_ * block_size(); }
 
-  // The totals take the place of block 0: a few partials one after the other, and such groups pairwise.
-  static void add_blocks(void* context, int64_t begin, int64_t end) {
-    constexpr int64_t kGroup = 8;
-    const Partials& p = *static_cast<Partials*>(context);
-    const int64_t row = skewed(p.d_), block = p.count_ * row;
-    for (int64_t step = begin; step < end; ++step) {
-      for (int k = 0; k < p.count_; ++k) {
-        T* const first = p.data_ + k * row + step * kStep;
-        const auto group = [&](int64_t i) ADDNORM_LAMBDA {
-          Pair<T> v = load_pair<T>(first + i * block, Whole{});
-          for (int64_t j = i + 1; j < p.blocks_ && j < i + kGroup; ++j) v = v + load_pair<T>(first + j * block, Whole{});
-          return v;
-        };
-        Pair<T> total = group(0);
-        if (p.blocks_ > kGroup) {
-          PairwiseSum<T> a, b;
-          a.add(total.a), b.add(total.b);
-          for (int64_t i = kGroup; i < p.blocks_; i += kGroup) {
-            const Pair<T> v = group(i);
-            a.add(v.a), b.add(v.b);
-          }
-          total = {a.total(), b.total()};
-        }
-        store_pair(first, Whole{}, total);
+  // Adds a block's columns [begin, end) to those of another.
+  void add(int64_t into, int64_t from, int64_t begin, int64_t end) const {
+    const ColumnTotals<T> sum = totals_of(into), term = totals_of(from);
+    for (int i = 0; i < kColumnSums; ++i) {
+      for (int64_t c = begin; sum.total[i] && c < end; c += kStep) {
+        const Pair<T> v = load_pair<T>(sum.total[i] + c, Whole{}) + load_pair<T>(term.total[i] + c, Whole{});
+        store_pair(sum.total[i] + c, Whole{}, v);
       }
+    }
+  }
+
+  // The steps [begin, end) of what no thread had both halves of. The totals take the place of block 0.
+  static void add_rest(void* context, int64_t begin, int64_t end) {
+    const Partials& p = *static_cast<Partials*>(context);
+    for (int64_t span = 1; span < p.blocks_; span *= 2) {
+      for (int64_t i = 0; i + span < p.blocks_; i += 2 * span)
+        if (!p.joined_[i + span]) p.add(i, i + span, begin * kStep, end * kStep);
     }
   }
 
@@ -124,6 +130,7 @@ template <class Access> class Partials {
   const Vector outputs_[kColumnSums];
   const int64_t d_, blocks_;
   int count_ = 0;
+  bool joined_[RowBlocks::kMost] = {};  // with the block that begins the other half of its subtree
   T* data_ = nullptr;
 };
 

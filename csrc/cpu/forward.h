@@ -19,11 +19,23 @@ inline int64_t row_grain(int64_t d) { return d < kParallelElements ? kParallelEl
 
 template <class Access> struct ForwardPlan {
   using T = typename Access::T;
+  using P = Parameter<Access>;
   const Forward& call;
-  const T *weight, *bias, *branch_bias, *branch_scale;
   T residual_scale, keep_scale;
   bool streaming;  // past the caches
   bool storing;    // z
+  const T *weight = nullptr, *bias = nullptr, *branch_bias = nullptr, *branch_scale = nullptr;  // of the thread at work
+
+  int64_t space() const {
+    return P::space(call.weight, call.d, call.weight_offset) + P::space(call.bias, call.d) + P::space(call.branch_bias, call.d) +
+           P::space(call.branch_scale, call.d);
+  }
+  void take(Scratch& scratch) {
+    weight = P::of(call.weight, call.d, scratch, call.weight_offset);
+    bias = P::of(call.bias, call.d, scratch);
+    branch_bias = P::of(call.branch_bias, call.d, scratch);
+    branch_scale = P::of(call.branch_scale, call.d, scratch);
+  }
 };
 
 // The usual calls have a text of their own, with no detour in it; `full` is everything else.
@@ -38,6 +50,10 @@ template <class Access, Sum kSum> struct RowSum {
   const uint16_t* lanes;
   T row_scale;
 
+  template <class N> ADDNORM_INLINE void fetch(int64_t c, N n) const {
+    Access::fetch(x, c, n);
+    if (residual) Access::fetch(residual, c, n);
+  }
   template <class N, class Use> ADDNORM_INLINE void step(int64_t c, N n, Use&& use) const {
     const Forward& f = p.call;
     const auto xs = Access::reader(f.x.dtype, x, c, n);
@@ -86,42 +102,58 @@ template <class Norm, class Access, class Streaming> struct RowOutput {
   const ForwardPlan<Access>* plan;
   Streaming streaming;
   typename Norm::template Row<T> stats;
-  const T* terms;
   char* y;
 
-  template <class N> ADDNORM_INLINE void step(int64_t c, N n) const {
-    const ForwardPlan<Access>& p = *plan;
-    const auto weights = parameter<Access>(p.weight, c, n), biases = parameter<Access>(p.bias, c, n);
-    auto target = Access::writer(p.call.y.dtype, y, c, n, streaming);
-    each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
-      Piece<T> v = Norm::normalise_term(stats, load_piece<T>(terms + c, u));
+  template <class N> struct Step {
+    const RowOutput& row;
+    decltype(parameter<Access>(static_cast<const T*>(nullptr), 0, N{})) weights, biases;
+    decltype(Access::writer(DType::f32, static_cast<char*>(nullptr), 0, N{}, Streaming(false))) target;
+
+    ADDNORM_INLINE Step(const RowOutput& row, int64_t c, N n)
+        : row(row), weights(parameter<Access>(row.plan->weight, c, n)), biases(parameter<Access>(row.plan->bias, c, n)),
+          target(Access::writer(row.plan->call.y.dtype, row.y, c, n, row.streaming)) {}
+    ADDNORM_INLINE void put(int u, Piece<T> term) {
+      const ForwardPlan<Access>& p = *row.plan;
+      Piece<T> v = Norm::normalise_term(row.stats, term);
       if (p.weight && p.bias) v = fma(v, weights.get(u), biases.get(u));
       else if (p.weight) v = v * weights.get(u);
       else if (p.bias) v = v + biases.get(u);
       target.put(u, v);
-    });
-    target.close();
-  }
+    }
+    ADDNORM_INLINE void close() { target.close(); }
+  };
+  template <class N> ADDNORM_INLINE Step<N> step(int64_t c, N n) const { return Step<N>(*this, c, n); }
 };
 
-// The first pass over a row: z goes to memory if asked for, its terms to the buffer, and their sums into `sums`. `before(c, n)` is
-// called at each step.
-template <class Norm, class Access, Sum kSum, class Streaming, class Storing, class Before, class T = typename Access::T>
+// The same of no row.
+struct NoOutput {
+  struct Step {
+    template <class Term> ADDNORM_INLINE void put(int, Term) {}
+    ADDNORM_INLINE void close() {}
+  };
+  template <class N> ADDNORM_INLINE Step step(int64_t, N) const { return {}; }
+};
+
+// The first pass over a row: z goes to memory if asked for, its terms to the buffer, and their sums into `sums`. The terms take the place
+// of those of the row before, which is written meanwhile.
+template <class Norm, class Access, Sum kSum, class Storing, class Output, class Streaming, class T = typename Access::T>
 ADDNORM_INLINE void sum_row(const RowSum<Access, kSum>& z, int64_t row, T* terms, const typename Norm::template Row<T> begun, Streaming streaming,
-                            Storing storing, T (&sums)[Norm::kSums], Before&& before) {
+                            Storing storing, T (&sums)[Norm::kSums], const Output& before) {
   const Forward& f = z.p.call;
   char* const stored = row_pointer(f.z, row);
   row_sums<Access::kCompact>(f.d, sums, [&](int64_t c, auto n, auto accumulators) ADDNORM_LAMBDA {
     auto target = Access::writer(f.z.dtype, stored, c, n, streaming);
-    if (streaming) Access::fetch(z.x, c, n), Access::fetch(z.residual, c, n);
+    auto output = before.step(c, n);
+    if (streaming) z.fetch(c, n);
     z.step(c, n, [&](auto u, Piece<T> v) ADDNORM_LAMBDA {
       if (storing) target.put(u, v);
-      const Piece<T> term = only<Access::kOrder>(n, u, Norm::term(begun, v));
+      const Piece<T> term = only<Access::kOrder>(n, u, Norm::term(begun, v)), last = load_piece<T>(terms + c, u);
       store_piece(terms + c, u, term);
       Norm::add(accumulators[u], term);
+      output.put(u, last);
     });
     if (storing) target.close();
-    before(c, n);
+    output.close();
   });
 }
 
@@ -131,22 +163,23 @@ inline void forward_range(void* context, int64_t begin, int64_t end) {
   using T = typename Access::T;
   using Row = typename Norm::template Row<T>;
   using Output = RowOutput<Norm, Access, Streaming>;
-  const ForwardPlan<Access> p = *static_cast<const ForwardPlan<Access>*>(context);  // a copy: what no store can change stays in registers
-  const Forward& f = p.call;
-  const int64_t d = f.d, stride = skewed(d), space = f.dropout.on ? lane_space(d) : 0;
+  ForwardPlan<Access> plan = *static_cast<const ForwardPlan<Access>*>(context);
+  const Forward& f = plan.call;
+  const int64_t d = f.d, space = f.dropout.on ? lane_space(d) : 0;
+  Scratch scratch(Scratch::rows, plan.space() + apart_space<T>(d) + Scratch::space<uint16_t>(space));
+  plan.take(scratch);
+  T* const terms = take_apart<T>(scratch, d, {f.x.data, f.residual.data, plan.weight, plan.bias});
+  uint16_t* const lanes = scratch.take<uint16_t>(space);
+  const ForwardPlan<Access> p = plan;  // what no store can change stays in registers
   const Streaming streaming(p.streaming);
   const Storing storing(p.storing);
-  Scratch scratch(Scratch::rows, Scratch::space<T>(2 * stride) + Scratch::space<uint16_t>(space));
-  T* const buffer = scratch.take<T>(2 * stride);
-  uint16_t* const lanes = scratch.take<uint16_t>(space);
   std::optional<RoundKeys> keys;
   if (f.dropout.on) keys.emplace(f.dropout.seed);
 
-  const auto sum = [&](int64_t row, auto&& before) ADDNORM_LAMBDA {
+  const auto sum = [&](int64_t row, const auto& before) ADDNORM_LAMBDA {
     if (kSum != Sum::plain && keys) kept_lanes(lanes, d, f.dropout.threshold, *keys, static_cast<uint64_t>(row));
     const RowSum<Access, kSum> z = {p, row_pointer(f.x, row), row_pointer(f.residual, row), lanes,
                                     kSum == Sum::full ? row_value<T>(f.row_scale, row) : T(1)};
-    T* const terms = buffer + (row & 1) * stride;
     Row stats;
     T sums[Norm::kSums];
     if constexpr (Norm::kShifts) begin_row<Norm>(z, stats);
@@ -156,15 +189,19 @@ inline void forward_range(void* context, int64_t begin, int64_t end) {
     if constexpr (Norm::kShifts)
       if (!good) Norm::template refine<Access::kOrder>(stats, terms, d, eps);
     if (f.stats) static_cast<Row*>(f.stats)[row] = Norm::statistics(stats);
-    return Output{&p, streaming, stats, terms, row_pointer(f.y, row)};
+    return Output{&p, streaming, stats, row_pointer(f.y, row)};
   };
   if (begin == end) return;
-  Output output = sum(begin, [](int64_t, auto) ADDNORM_LAMBDA {});
+  Output output = sum(begin, NoOutput{});
   for (int64_t row = begin + 1; row < end; ++row) {
     const Output before = output;
-    output = sum(row, [&](int64_t c, auto n) ADDNORM_LAMBDA { before.step(c, n); });
+    output = sum(row, before);
   }
-  columns<Access::kCompact>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA { output.step(c, n); });
+  columns<Access::kCompact>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
+    auto step = output.step(c, n);
+    each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { step.put(u, load_piece<T>(terms + c, u)); });
+    step.close();
+  });
   if (streaming) stream_fence();
 }
 
@@ -179,16 +216,9 @@ inline bool aligned_rows(const Matrix& m, int64_t d) {
 
 template <class Norm, class Access, Sum kSum> inline void forward_with(const Forward& f, const Runtime& runtime) {
   using T = typename Access::T;
-  using P = Parameter<Access>;
-  Scratch scratch(Scratch::call, P::space(f.weight, f.d, f.weight_offset) + P::space(f.bias, f.d) + P::space(f.branch_bias, f.d) +
-                                     P::space(f.branch_scale, f.d));
   const int64_t written = f.rows * f.d * (element_bytes(f.y.dtype) + (f.z.data ? element_bytes(f.z.dtype) : 0));
   ForwardPlan<Access> plan = {
       f,
-      P::of(f.weight, f.d, scratch, f.weight_offset),
-      P::of(f.bias, f.d, scratch),
-      P::of(f.branch_bias, f.d, scratch),
-      P::of(f.branch_scale, f.d, scratch),
       static_cast<T>(f.residual_scale),
       static_cast<T>(f.dropout.keep_scale),
       streaming_pays(written, f.fresh_pages) && aligned_rows(f.y, f.d) && aligned_rows(f.z, f.d),

@@ -1,5 +1,9 @@
-// The vectors of length d in the arithmetic's type and the access policy's lane order, brought there once per call.
+// The vectors of length d in the arithmetic's type and the access policy's lane order. Each thread of a call brings them there for itself:
+// another core's copies would come line by line, which takes longer than to make them.
 #pragma once
+
+#include <algorithm>
+#include <initializer_list>
 
 #include "access.h"
 #include "scratch.h"
@@ -8,9 +12,28 @@ namespace addnorm::ADDNORM_ISA {
 
 inline int64_t padded(int64_t d) { return (d + kStep - 1) / kStep * kStep; }
 
-// From one row of working memory to the next. Not the length alone: where that is a multiple of a page, the rows and the activations
-// that they go with would share a few sets of the nearest cache.
-inline int64_t skewed(int64_t d) { return padded(d) + 10 * kStep; }
+// A load soon after a store to the same place of another page is taken for one of what was stored: it is made again, or waits until the
+// store is through where the pages' physical addresses have a hash in common (Zen 4: 1 pair of 20 or so), which made whole calls 2.5
+// times slower. So what a loop stores must not lie less than this ahead of what it loads, page numbers aside.
+constexpr int64_t kPage = 4096, kApart = 512;  // bytes
+
+template <class T> int64_t in_pages(int64_t count) {
+  constexpr int64_t page = kPage / sizeof(T);
+  return (count + page - 1) / page * page;
+}
+
+// Elements from one vector of working memory to the next.
+template <class T> int64_t skewed(int64_t d) { return in_pages<T>(d) + kApart / sizeof(T) * 3 / 2; }
+
+// Working memory for d elements apart from up to four places that are loaded, and from outputs, which mostly begin with a page.
+template <class T> int64_t apart_space(int64_t d) { return kPage + Scratch::space<T>(padded(d)); }
+template <class T> T* take_apart(Scratch& scratch, int64_t d, std::initializer_list<const void*> loaded) {
+  char* p = scratch.take<char>(apart_space<T>(d));
+  const auto ahead = [&](const void* q) { return q && (p - static_cast<const char*>(q) & (kPage - 1)) < kApart; };
+  const auto near_page = [&] { return (reinterpret_cast<intptr_t>(p) + kApart & (kPage - 1)) < 2 * kApart; };
+  while (near_page() || std::any_of(loaded.begin(), loaded.end(), ahead)) p += kApart / 2;
+  return reinterpret_cast<T*>(p);
+}
 
 // Absent: data is null and `of` gives null. A vector that is right as it lies is used in place.
 template <class Access> struct Parameter {
