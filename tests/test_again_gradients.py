@@ -303,7 +303,10 @@ def test_an_operator_that_keeps_less_has_another_plan(backend: Planning) -> None
     assert (backend.made, backend.taken) == (4, 8)
 
 
-@pytest.mark.parametrize("changes", [{"weight": torch.ones(D - 1)}, {"residual": torch.ones(ROWS - 1, D)}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"weight": torch.ones(D - 1)}, {"residual": torch.ones(ROWS - 1, D)}, {"residual": torch.ones(D, ROWS - 1).T}],
+)  # the last has no plan
 def test_a_forward_operator_refuses_what_would_be_read_past_the_end(backend: Planning, changes: Any) -> None:
     FORWARD.default(*operands().values(), True, True, backend="planning")
     for op in (FORWARD, FORWARD.default):
@@ -313,7 +316,8 @@ def test_a_forward_operator_refuses_what_would_be_read_past_the_end(backend: Pla
 
 @pytest.mark.parametrize(
     "changes", [{"dy": torch.ones(ROWS - 1, D)}, {"stats": torch.ones(ROWS, 1)}, {"weight": torch.ones(D - 1)},
-                {"row_scale": torch.ones(1)}, {"ds": torch.ones(ROWS, D, dtype=torch.int64)}],
+                {"row_scale": torch.ones(1)}, {"ds": torch.ones(ROWS, D, dtype=torch.int64)},
+                {"dy": torch.ones(D, ROWS - 1).T}],  # which has no plan
 )  # fmt: skip
 def test_a_backward_operator_refuses_what_would_be_read_past_the_end(backend: Planning, changes: Any) -> None:
     given = {"dy": both()[0], "ds": None, "z": both()[0], "stats": torch.ones(ROWS, 3), "needs": [True] + [False] * 6,

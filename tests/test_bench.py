@@ -47,8 +47,9 @@ def test_clock_gives_seconds_per_call() -> None:
 
 def test_clock_gives_the_median() -> None:
     fake = FakeClock()
-    # one warm-up and one trial call, then the samples
-    times = fake.interleaved({"f": fake.spends("f", 1, 1, 7, 2, 3, 1000, 1)}, rounds=5, warmup=1)
+    # one warm-up and one trial call, then the samples, each after a call that does not count
+    seconds = (1, 1, 0, 7, 0, 2, 0, 3, 0, 1000, 0, 1)
+    times = fake.interleaved({"f": fake.spends("f", *seconds)}, rounds=5, warmup=1)
     assert times == {"f": 3}
 
 
@@ -56,7 +57,7 @@ def test_clock_interleaves_and_rotates() -> None:
     fake = FakeClock()
     functions = {name: fake.spends(name, 1.0) for name in "abc"}
     fake.interleaved(functions, rounds=3, warmup=0)
-    assert "".join(fake.calls[3:]) == "abcbcacab"
+    assert "".join(fake.calls[3:]) == "aabbccbbccaaccaabb"
 
 
 def test_clock_batches_quick_functions() -> None:

@@ -172,3 +172,41 @@ def test_an_operator_called_by_hand_refuses_what_would_end_the_process(name: str
     call = replace(call_of(Case()), **{name: value})
     with pytest.raises(RuntimeError, match=reason):
         torch.ops.addnorm.forward(*forward_arguments(call, False, False, "cpu"))
+
+
+BACKENDS_HERE = ["eager", *(["cpu"] if EXTENSION is not None else [])]
+
+
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
+@pytest.mark.parametrize(
+    "changes", [{"residual": torch.ones(3, 8)}, {"weight": torch.ones(9)}, {"row_scale": torch.ones(1)}]
+)
+def test_a_forward_operator_refuses_what_does_not_fit(backend: str, changes: dict[str, Tensor]) -> None:
+    call = replace(call_of(Case(shape=(4, 8))), **changes)
+    with pytest.raises((RuntimeError, ValueError), match="shape"):
+        torch.ops.addnorm.forward(*forward_arguments(call, False, False, backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
+@pytest.mark.parametrize(
+    "changes",
+    [{"dy": torch.ones(3, 8)}, {"ds": torch.ones(4, 9)}, {"dy": torch.ones(8, 3).T}, {"stats": torch.ones(3, 3)},
+     {"stats": torch.ones(4, 1)}, {"stats": torch.ones(4, 3, dtype=torch.bfloat16)}, {"weight": torch.ones(7)}],
+)  # fmt: skip
+def test_a_backward_operator_refuses_what_does_not_fit(backend: str, changes: dict[str, Tensor]) -> None:
+    given = {"dy": torch.ones(4, 8), "ds": None, "z": torch.ones(4, 8), "stats": torch.ones(4, 3),
+             "needs": [True] * 4 + [False] * 3, "weight": torch.ones(8)}  # fmt: skip
+    for op in (torch.ops.addnorm.backward, torch.ops.addnorm.backward.default):
+        op(**given, backend=backend)
+        with pytest.raises((RuntimeError, TypeError, ValueError), match=r"shape|tatistics|stats"):
+            op(**given | changes, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
+@pytest.mark.parametrize("name", ["out", "stream_out"])
+def test_an_operator_refuses_a_place_that_does_not_fit(backend: str, name: str) -> None:
+    x = torch.ones(4, 8)
+    places = {"out": torch.empty(4, 8), "stream_out": torch.empty(4, 8)}
+    torch.ops.addnorm.forward_out(x, x, None, None, backend=backend, **places)
+    with pytest.raises(ValueError, match=f"{name} has shape"):
+        torch.ops.addnorm.forward_out(x, x, None, None, backend=backend, **places | {name: torch.empty(3, 8)})

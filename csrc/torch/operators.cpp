@@ -142,9 +142,18 @@ std::array<at::Tensor, 3> run_forward(const ForwardArguments& call) {
 std::array<at::Tensor, kOperands> run_backward(const BackwardArguments& call) {
   const at::Tensor& z = *call.incoming.z;
   check_operands(call.operands, z.sizes());
-  for (const at::Tensor* t : {call.incoming.dy, call.incoming.ds, &z, call.incoming.stats}) {
-    TORCH_CHECK(t == nullptr || is_supported(t->scalar_type()), "addnorm: there is no kernel for ", t->scalar_type());
+  for (const at::Tensor* t : {call.incoming.dy, call.incoming.ds, &z}) {
+    if (t == nullptr) continue;
+    TORCH_CHECK(is_supported(t->scalar_type()), "addnorm: there is no kernel for ", t->scalar_type());
+    TORCH_CHECK(t->sizes() == z.sizes(), "addnorm: a gradient of shape ", t->sizes(), " where ", z.sizes(), " is due");
   }
+  const Options options = kernel_options(call.settings);
+  const at::Tensor& stats = *call.incoming.stats;
+  at::DimVector kept(z.sizes());
+  kept.back() = stats_per_row(options.norm);
+  TORCH_CHECK(stats.sizes() == kept, "addnorm: statistics of shape ", stats.sizes(), " where ", kept, " is due");
+  TORCH_CHECK(stats.scalar_type() == at::kFloat || stats.scalar_type() == at::kDouble, "addnorm: statistics are Float or Double, got ",
+              stats.scalar_type());
   for (const Operand i : {kWeight, kBranchBias, kBranchScale, kRowScale}) {
     TORCH_CHECK(!call.needs[i] || call.operands[i] != nullptr,
                 "addnorm: a gradient is asked for of an operand that is not given");
@@ -152,7 +161,7 @@ std::array<at::Tensor, kOperands> run_backward(const BackwardArguments& call) {
   for (const at::ScalarType type : {call.types.x, call.types.residual, call.types.bias}) {
     TORCH_CHECK(is_supported(type), "addnorm: there is no kernel for ", type);
   }
-  Gradients grads = backward(call.incoming, call.operands, kernel_options(call.settings), call.types, call.needs);
+  Gradients grads = backward(call.incoming, call.operands, options, call.types, call.needs);
   fill(grads, z.scalar_type());
   return grads;
 }

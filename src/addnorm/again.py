@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from . import plain
-from .arguments import BACKWARD_ARGUMENTS, FORWARD_ARGUMENTS, as_call, as_gradient, forward_arguments
+from .arguments import BACKWARD_ARGUMENTS, FORWARD_ARGUMENTS, forward_arguments
 from .backends import BACKENDS, Plan, backend_of, native, select
-from .call import CALL_TENSORS, GRADIENT_TENSORS, Gradient, check_seed, check_tensor, describe, draw_seed
-from .norms import NORMS, policy
+from .call import CALL_TENSORS, GRADIENT_TENSORS, describe, draw_seed
+from .checked import checked_call, checked_gradient
+from .norms import policy
 from .plain import is_plain_thread
 
 MOST = 4096  # plans kept; a new one costs little more than the ordinary way
@@ -141,18 +142,8 @@ def forward(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
 def make_forward(arguments: tuple[Any, ...], backend: str) -> Plan | None:
     """The plan of an operator's call, which need not be as the public call would have made it."""
     given = forward_arguments(arguments)
-    call = as_call(given)
-    describe(
-        call.x, call.residual, call.weight, call.bias, norm=call.norm, eps=call.eps, branch_bias=call.branch_bias,
-        branch_scale=call.branch_scale, row_scale=call.row_scale, residual_scale=call.residual_scale,
-        dropout_p=call.dropout_p, seed=call.seed, weight_offset=call.weight_offset, out_dtype=call.out_dtype,
-        stream_dtype=call.stream_dtype,
-    )  # fmt: skip
-    if call.row_scale is not None and call.row_scale.shape != call.x.shape[:-1]:
-        raise ValueError(f"row_scale has shape {tuple(call.row_scale.shape)}, and there are {call.x.shape[:-1]} rows")
-    if call.dropout_p and call.seed is None:
-        raise ValueError("dropout needs a seed")
-    return BACKENDS[backend].forward_plan(call, keep_stream=given["keep_stream"], keep_stats=given["keep_stats"])
+    keep = {name: given[name] for name in ("keep_stream", "keep_stats")}
+    return BACKENDS[backend].forward_plan(checked_call(given), **keep)
 
 
 def backward(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -161,21 +152,9 @@ def backward(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
     if not BACKENDS[backend].in_python:
         return None
     options = tuple(arguments[NEEDS]), *backward_options(arguments)
-    found = find(backward_tensors(arguments), options, lambda: make_backward(as_gradient(arguments), backend))
+    found = find(backward_tensors(arguments), options, lambda: make_backward(arguments, backend))
     return None if found is None else found[0](found[1])
 
 
-def make_backward(call: Gradient, backend: str) -> Plan | None:
-    """The plan of a backward, whose tensors must fit one another."""
-    policy(call.norm)  # or the error that lists them
-    rows, width = call.z.shape[:-1], call.z.shape[-1:]
-    shapes = {
-        "dy": [call.z.shape], "ds": [call.z.shape], "x": [call.z.shape],
-        "stats": [(*rows, NORMS[call.norm].stats_per_row)], "row_scale": [rows], "weight": [width],
-        "branch_bias": [width], "branch_scale": [(), width],
-    }  # fmt: skip
-    for name, allowed in shapes.items():
-        if getattr(call, name) is not None:
-            check_tensor(name, getattr(call, name), call.z, shapes=allowed)
-    check_seed(call.seed, call.z)
-    return BACKENDS[backend].backward_plan(call)
+def make_backward(arguments: tuple[Any, ...], backend: str) -> Plan | None:
+    return BACKENDS[backend].backward_plan(checked_gradient(arguments))

@@ -42,9 +42,9 @@ def samples(
 ) -> dict[str, list[float]]:
     """Seconds per call of each function, one number a round.
 
-    A sample is a batch of calls that lasts at least `least` seconds. A round takes one sample of each function, each
-    round starting with another one, so that none always follows the same neighbour. Results are dropped at once, and
-    Python's garbage collector rests.
+    A sample is a batch of calls that lasts at least `least` seconds, after one that is not counted: what the function
+    before left in the caches is no part of it. A round takes one sample of each function, each round starting with
+    another one. Results are dropped at once, and Python's garbage collector rests.
 
     Args:
         functions: What to time, by name.
@@ -52,7 +52,7 @@ def samples(
         warmup: Calls of each function before its batch is chosen.
         budget: No new round begins after this many seconds, `FEWEST` rounds aside.
         progress: Called after each round.
-        least: A call that takes longer is timed as one, with the caches as the last function left them.
+        least: A call that takes longer is timed as one.
         timer, pause: The clock, for tests.
     """
     if rounds < 1:
@@ -67,8 +67,7 @@ def samples(
                 break
             for name in rotated(names, turn):
                 pause(SETTLE)
-                if batches[name] > 1:
-                    functions[name]()  # wakes its threads and brings its data back into the caches
+                functions[name]()  # wakes its threads and brings its data back into the caches
                 found[name].append(sample(functions[name], batches[name], timer))
             if progress is not None:
                 progress()

@@ -22,7 +22,8 @@ from torch import Tensor
 from . import again, reference
 from .arguments import FORWARD_ARGUMENTS, as_call, as_gradient, forward_arguments
 from .backends import BACKENDS, KERNELS, backend_of, native
-from .call import CALL_FIELDS, OPERANDS, Call, stored_dtype
+from .call import CALL_FIELDS, OPERANDS, Call, check_apart, check_out, stored_dtype
+from .checked import checked_call, checked_gradient
 from .norms import NORMS
 from .plain import is_plain, is_plain_thread
 
@@ -75,7 +76,7 @@ def forward_out(call: Call, backend: str, *, out: Tensor, stream_out: Tensor | N
     """Writes y to `out` and the stream to `stream_out`. No gradient."""
     operands, options = arguments_of(call, backend)
     short = unwatched(backend, (*call.operands.values(), out, stream_out))
-    route = _forward_out if short else torch.ops.addnorm.forward_out
+    route = _write if short else torch.ops.addnorm.forward_out
     route(*operands, *options, out=out, stream_out=stream_out)
 
 
@@ -114,7 +115,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _forward_first(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Tensor | None]:
     given = forward_arguments(arguments)
     keep = {name: given[name] for name in ("keep_stream", "keep_stats")}
-    return BACKENDS[backend_of(arguments[-1], given["x"])].forward(as_call(given), **keep)
+    return BACKENDS[backend_of(arguments[-1], given["x"])].forward(checked_call(given), **keep)
 
 
 @torch.library.register_fake("addnorm::forward", lib=LIBRARY)
@@ -134,7 +135,15 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.impl(LIBRARY, "forward_out", "CompositeExplicitAutograd")
 def _forward_out(*arguments: Any, out: Tensor, stream_out: Tensor | None) -> None:
-    given = dict(zip((*CALL_FIELDS, "backend"), arguments, strict=False))
+    call = checked_call(out_arguments(arguments))
+    check_out("out", out, call.out_dtype, call)
+    check_out("stream_out", stream_out, call.stream_dtype, call)
+    check_apart(out, stream_out)
+    _write(*arguments, out=out, stream_out=stream_out)
+
+
+def _write(*arguments: Any, out: Tensor, stream_out: Tensor | None) -> None:
+    given = out_arguments(arguments)
     keep_stream = stream_out is not None
     BACKENDS[backend_of(given.get("backend"), given["x"])].forward(
         as_call(given), keep_stream=keep_stream, keep_stats=False, out=out, stream_out=stream_out
@@ -142,6 +151,11 @@ def _forward_out(*arguments: Any, out: Tensor, stream_out: Tensor | None) -> Non
     for written in (out, stream_out):
         if written is not None:
             torch.autograd.graph.increment_version(written)  # a kernel writes behind autograd's back
+
+
+def out_arguments(arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """The arguments of ``addnorm::forward_out`` by name."""
+    return dict(zip((*CALL_FIELDS, "backend"), arguments, strict=False))
 
 
 @torch.library.register_fake("addnorm::forward_out", lib=LIBRARY)
@@ -163,7 +177,7 @@ def _gradients(*arguments: Any) -> tuple[Tensor | None, ...]:
 
 
 def _gradients_first(arguments: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
-    gradient = as_gradient(arguments)
+    gradient = checked_gradient(arguments)
     grads = BACKENDS[backend_of(arguments[-1], gradient.z)].backward(gradient)
     return tuple([grads[name] for name in OPERANDS])
 

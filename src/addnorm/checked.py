@@ -1,0 +1,47 @@
+"""The operators' arguments, checked. `add_norm` checks its own and says more; an operator may be called by hand, and a
+kernel reads past the end of what does not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .arguments import as_call, as_gradient
+from .call import Call, Gradient, check_seed, check_tensor, describe
+from .norms import NORMS, policy
+
+
+def checked_call(given: dict[str, Any]) -> Call:
+    """The call that a forward operator's arguments describe, or the error that they deserve."""
+    call = as_call(given)
+    policy(call.norm)  # or the error that lists them
+    describe(
+        call.x, call.residual, call.weight, call.bias, norm=call.norm, eps=call.eps, branch_bias=call.branch_bias,
+        branch_scale=call.branch_scale, row_scale=call.row_scale, residual_scale=call.residual_scale,
+        dropout_p=call.dropout_p, seed=call.seed, weight_offset=call.weight_offset, out_dtype=call.out_dtype,
+        stream_dtype=call.stream_dtype,
+    )  # fmt: skip
+    check_tensor("row_scale", call.row_scale, call.x, shapes=[call.x.shape[:-1]])  # not spread over the rows here
+    if call.dropout_p and call.seed is None:
+        raise ValueError("dropout needs a seed")
+    return call
+
+
+def checked_gradient(arguments: tuple[Any, ...]) -> Gradient:
+    """The same for ``addnorm::backward``."""
+    call = as_gradient(arguments)
+    policy(call.norm)
+    rows, width = call.z.shape[:-1], call.z.shape[-1:]
+    shapes = {
+        "dy": [call.z.shape], "ds": [call.z.shape], "x": [call.z.shape],
+        "stats": [(*rows, NORMS[call.norm].stats_per_row)], "row_scale": [rows], "weight": [width],
+        "branch_bias": [width], "branch_scale": [(), width],
+    }  # fmt: skip
+    for name, allowed in shapes.items():
+        if getattr(call, name) is not None:
+            check_tensor(name, getattr(call, name), call.z, shapes=allowed)
+    if call.stats.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"stats must be torch.float32 or torch.float64, got {call.stats.dtype}")
+    check_seed(call.seed, call.z)
+    return call
