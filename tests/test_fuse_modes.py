@@ -32,19 +32,6 @@ CASES = models.cases()
 L, WIDTH = models.TINY.layers, models.TINY.width
 MODES = ("eager", "inductor", "modules")
 
-# Calls fused with their sum, norms fused alone, and all that have no sum in their module's code, where nothing is
-# captured. torch's narrow LayerNorms are left alone: see measured.py.
-LOCAL = {
-    "BERT": (2 * L, 0, 1),  # the embeddings' sum is in the embeddings' own code
-    "LLaMA": (0, 2 * L + 1, 2 * L + 1),
-    "T5": (0, 5 * L + 2, 5 * L + 2),  # called LayerNorm, an RMSNorm by its numbers
-    "Gemma 3": (0, 6 * L + 1, 6 * L + 1),  # weights around zero
-    "nn.TransformerEncoder, post-norm": (2 * L, 0, 0),
-    "nn.TransformerEncoder, pre-norm": (L, 0, L),  # a layer's first sum is made in the layer before
-    "nn.TransformerDecoder, post-norm": (3 * L, 0, 0),
-    "nn.TransformerDecoder, pre-norm": (2 * L, 0, L + 1),
-}
-
 
 def run(name: str, mode: str) -> tuple[Any, list[dict[str, Tensor]], dict[str, Tensor], dict[str, Tensor]]:
     """The handle, undone; two passes of the fused model, one of the original, and in float64."""
@@ -61,15 +48,6 @@ def run(name: str, mode: str) -> tuple[Any, list[dict[str, Tensor]], dict[str, T
     return handle, after, before, exact
 
 
-@pytest.mark.parametrize("name", LOCAL)
-def test_modules_by_themselves(name: str) -> None:
-    handle, after, before, exact = run(name, "modules")
-    report = handle.report
-    assert (report.fused, report.plain, report.skipped) == LOCAL[name], str(report)
-    for found in after:
-        assert_as_good(found, before, exact)
-
-
 @pytest.mark.parametrize("name", ["BERT", "nn.TransformerEncoder, pre-norm"])
 def test_compiled(name: str) -> None:
     handle, after, before, exact = run(name, "inductor")
@@ -80,62 +58,6 @@ def test_compiled(name: str) -> None:
         unused = {*found} - {*before}  # their gradients are None; of compiled code they are zeros
         assert all(not found.pop(key).any() for key in unused)
         assert_as_good(found, before, exact)
-
-
-@pytest.mark.filterwarnings("ignore:addnorm.fuse found nothing")  # without gradients
-def test_norms_left_to_torch_run_unwatched_until_things_change() -> None:
-    model, x = (
-        nn.Sequential(nn.Linear(768, 768), nn.LayerNorm(768), nn.Linear(768, 768), nn.LayerNorm(768)),
-        torch.randn(3, 768),
-    )
-
-    def watched() -> list[bool]:
-        return [norm._compiled_call_impl is not None for norm in (model[1], model[3])]
-
-    with fuse(model, mode="modules") as handle:
-        assert watched() == [True, True]
-        with torch.no_grad():
-            model(x)
-            model(x)
-            assert watched() == [False, False]  # float32 without gradients: torch is as fast
-        for norm in (model[1], model[3]):
-            before = norm(x)
-            norm.weight.data.mul_(2)
-            assert not torch.equal(norm(x), before)  # its own code runs, on its own numbers
-        model(x)
-        assert watched() == [True, True]  # trained, a row of 768 is fused
-        assert handle.report.plain == 2, str(handle.report)
-        with torch.no_grad():
-            model(x)
-            assert watched() == [False, False]
-            model.bfloat16()
-            y = model(x.bfloat16())
-        assert watched() == [True, True]  # in bfloat16 always
-        other = object()
-        model[1].__dict__["_compiled_call_impl"] = other  # another's, while ours is there
-        handle.undo()
-        assert model[1].__dict__.pop("_compiled_call_impl") is other
-    assert watched() == [False, False]
-    with torch.no_grad():
-        assert torch.allclose(model(x.bfloat16()).float(), y.float(), atol=2**-6, rtol=2**-6)
-
-
-def test_timm_block_by_itself() -> None:
-    class Block(hand.TimmBlock):
-        def __init__(self, width: int) -> None:
-            super().__init__(width)
-            self.attn = self.mix
-            del self.mix
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
-            return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-
-    model, x = quiet(hand.stack(Block, L, WIDTH)), torch.randn(2, 5, WIDTH)
-    before, exact = results(model, {"input": x}), results(copy.deepcopy(model).double(), {"input": x.double()})
-    with fuse(model, mode="modules") as handle:
-        assert_as_good(results(model, {"input": x}), before, exact)
-    assert (handle.report.fused, handle.report.skipped) == (L, L), str(handle.report)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -243,32 +165,6 @@ def test_who_compiles_around_is_told(mode: str) -> None:
     torch.compile(model, backend="eager")(x)  # undone, it is silent again
 
 
-def test_hooks_inside_a_fused_module_run() -> None:
-    model, x, seen = models.encoder(False).train(), torch.randn(2, 5, WIDTH), []
-    with fuse(model, mode="modules", example=x):
-        hook = model.layers[0].norm2.register_forward_hook(lambda *_: seen.append("norm2"))
-        model(x)
-        assert seen == ["norm2"]
-        hook.remove()
-        model(x)
-        assert seen == ["norm2"]
-
-
-def test_replaced_parts_run() -> None:
-    """As adapters do it: a Linear of the block becomes another module after fusing."""
-    case = CASES["BERT"]
-    model, inputs = models.build(case).eval(), case.inputs()
-    with fuse(model, mode="modules", example=inputs):
-        block = model.encoder.layer[0].output
-        block.dense = nn.Sequential(block.dense, nn.Tanh())
-        changed = model(**inputs)[0]
-        block, seen = model.encoder.layer[1].output, []
-        block.dense.register_forward_hook(lambda *_: seen.append("dense"))
-        model(**inputs)
-        assert seen == ["dense"]
-    assert (changed - model(**inputs)[0]).abs().max() < 1e-5 * changed.abs().max()
-
-
 def wrapped(module: nn.Module) -> None:
     """As accelerate and others wrap a forward."""
     inner = module.forward
@@ -291,21 +187,6 @@ def test_a_wrapped_method_is_called_by_its_modules_name(mode: str) -> None:
     found = [(site.norm, site.call, site.fused) for site in handle.report.sites]
     assert found == [(f"layers.{i}.norm{j}", 0, True) for i in range(L) for j in (1, 2)], str(handle.report)
     assert {site.backend for site in handle.report.sites} == {"cpu" if mode == "eager" else "inductor"}
-
-
-def test_what_differs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from addnorm.fusing.local import torch_layers
-
-    right = torch_layers.add_norm
-    monkeypatch.setattr(torch_layers, "add_norm", lambda *args, **options: 1.001 * right(*args, **options))
-    model, x = models.encoder(False).eval(), torch.randn(2, 5, WIDTH)
-    before = model(x)
-    with fuse(model, mode="modules") as handle:
-        with pytest.warns(UserWarning, match="off float64"):
-            model(x)
-        assert (model(x) - before).abs().max() < 1e-5
-    assert ["off float64" in site.reason for site in handle.report.sites] == [True] * 2 * L
-    assert handle.report.fused == 0
 
 
 def test_a_shared_layer_has_several_calls() -> None:

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <initializer_list>
 
 #include "access.h"
 #include "scratch.h"
@@ -12,9 +11,9 @@ namespace addnorm::ADDNORM_ISA {
 
 inline int64_t padded(int64_t d) { return (d + kStep - 1) / kStep * kStep; }
 
-// A load soon after a store to the same place of another page is taken for one of what was stored: it is made again, or waits until the
-// store is through where the pages' physical addresses have a hash in common (Zen 4: 1 pair of 20 or so), which made whole calls 2.5
-// times slower. So what a loop stores must not lie less than this ahead of what it loads, page numbers aside.
+// A load soon after a store to the same place of another page may be taken for one of what was stored, and made again; on Zen 4 it waits
+// until the store is through where the pages' physical addresses have a hash in common. One such pair of pages, and all calls of a process
+// take twice as long. So what a loop stores must not lie less than this ahead of what it loads, page numbers aside.
 constexpr int64_t kPage = 4096, kApart = 512;  // bytes
 
 template <class T> int64_t in_pages(int64_t count) {
@@ -25,14 +24,15 @@ template <class T> int64_t in_pages(int64_t count) {
 // Elements from one vector of working memory to the next.
 template <class T> int64_t skewed(int64_t d) { return in_pages<T>(d) + kApart / sizeof(T) * 3 / 2; }
 
-// Working memory for d elements apart from up to four places that are loaded, and from outputs, which mostly begin with a page.
+// Working memory for d elements apart from some places that are loaded, and from outputs, which mostly begin with a page.
 template <class T> int64_t apart_space(int64_t d) { return kPage + Scratch::space<T>(padded(d)); }
-template <class T> T* take_apart(Scratch& scratch, int64_t d, std::initializer_list<const void*> loaded) {
-  char* p = scratch.take<char>(apart_space<T>(d));
-  const auto ahead = [&](const void* q) { return q && (p - static_cast<const char*>(q) & (kPage - 1)) < kApart; };
-  const auto near_page = [&] { return (reinterpret_cast<intptr_t>(p) + kApart & (kPage - 1)) < 2 * kApart; };
-  while (near_page() || std::any_of(loaded.begin(), loaded.end(), ahead)) p += kApart / 2;
-  return reinterpret_cast<T*>(p);
+template <class T, int K> T* take_apart(Scratch& scratch, int64_t d, const void* const (&loaded)[K]) {
+  static_assert(4 + 2 * K < 2 * kPage / kApart, "of a page's 16 places its ends take 4, and each that is loaded 2");
+  intptr_t at = reinterpret_cast<intptr_t>(scratch.take<char>(apart_space<T>(d)));
+  const auto ahead = [&](const void* p) { return p && ((at - reinterpret_cast<intptr_t>(p)) & (kPage - 1)) < kApart; };
+  const auto near_page = [&] { return ((at + kApart) & (kPage - 1)) < 2 * kApart; };
+  while (near_page() || std::any_of(loaded, loaded + K, ahead)) at += kApart / 2;
+  return reinterpret_cast<T*>(at);
 }
 
 // Absent: data is null and `of` gives null. A vector that is right as it lies is used in place.
