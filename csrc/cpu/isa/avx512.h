@@ -40,7 +40,7 @@ ADDNORM_INLINE void stream_fence() { _mm_sfence(); }
 
 // 32 float16 in column order to and from two vectors of 16.
 ADDNORM_INLINE void widen_halves(__m512i h, __m512& low, __m512& high) {
-  low = _mm512_maskz_cvtph_ps(kAll, _mm512_castsi512_si256(h));
+  low = _mm512_maskz_cvtph_ps(kAll, (__m256i)__builtin_shufflevector(h, h, 0, 1, 2, 3));
   high = _mm512_maskz_cvtph_ps(kAll, (__m256i)__builtin_shufflevector(h, h, 4, 5, 6, 7));
 }
 ADDNORM_INLINE __m512i narrow_halves(__m512 low, __m512 high) {
