@@ -62,6 +62,7 @@ NUMBERS = [
         ("eps", None, TypeError), ("eps", True, TypeError), ("eps", torch.tensor(1e-5), TypeError),
         ("dropout_p", 1.0, ValueError), ("dropout_p", -0.1, ValueError), ("dropout_p", NAN, ValueError),
         ("dropout_p", "half", TypeError), ("dropout_p", None, TypeError),
+        ("training", "no", TypeError), ("training", None, TypeError), ("training", 1, TypeError),
         ("residual_scale", NAN, ValueError), ("residual_scale", INF, ValueError), ("residual_scale", ONES, TypeError),
         ("branch_scale", NAN, ValueError), ("branch_scale", "1", TypeError), ("branch_scale", [1.0], TypeError),
         ("weight_offset", -INF, ValueError), ("weight_offset", 1j, TypeError),

@@ -258,3 +258,6 @@ def test_explain_dispatch_takes_the_call_s_arguments() -> None:
     assert all(name in shown for name in BACKENDS)
     with pytest.raises(ValueError, match="residual has shape"):
         explain_dispatch(data(), data(1, D))
+    assert explain_dispatch(data(), backend="eager").chosen == "eager"
+    with pytest.raises(ValueError, match="can not take this call"):
+        explain_dispatch(data(), norm="dyt", backend="cpu")

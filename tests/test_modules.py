@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -182,3 +183,28 @@ def test_wrong_width_is_named() -> None:
 def test_residual_may_be_left_out() -> None:
     x = data()
     same_bits("plain norm", AddNorm(D)(x), add_norm(x, None, torch.ones(D), torch.zeros(D)))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"d_model": 8.0}, TypeError, "d_model must be an int, got float"),
+        ({"d_model": 0}, ValueError, "d_model must be at least 1, got 0"),
+        ({"affine": None}, TypeError, "affine must be True or False, got NoneType"),
+        ({"branch_bias": 1}, TypeError, "branch_bias must be True or False, got int"),
+        ({"layer_scale": "a"}, TypeError, "layer_scale must be a number, got str"),
+        ({"out_dtype": "half"}, TypeError, "out_dtype must be None"),
+        ({"backend": "gpu"}, ValueError, "backend='gpu' is unknown; there are: 'cpu', 'triton', 'eager'"),
+    ],
+)
+def test_bad_options_are_refused_when_the_module_is_made(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        AddNorm(**{"d_model": 8} | options)
+
+
+def test_repr_names_what_differs_from_the_default() -> None:
+    assert repr(AddNorm(8)).count("residual_scale") == 0
+    text = repr(AddNorm(8, residual_scale=2.0, layer_scale=0.1, branch_bias=True, backend="eager"))
+    assert "branch_bias=True, layer_scale=0.1, residual_scale=2.0, backend='eager'" in text

@@ -150,6 +150,7 @@ def describe(
     check_number("residual_scale", residual_scale)
     check_number("weight_offset", weight_offset)
     check_probability("dropout_p", dropout_p)
+    check_switch("training", training)
     if weight_offset != 0 and weight is None:
         raise ValueError(f"weight_offset={weight_offset} is added to weight, but weight is None")
     stored = stored_dtype(x, residual)
@@ -273,6 +274,12 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -55,7 +55,8 @@ def add_norm(
         branch_scale: A number, a 0-d or a ``(d,)`` tensor: LayerScale, ReZero.
         row_scale: One number per row, broadcastable to ``x.shape[:-1]``: stochastic depth, masks.
         residual_scale: A number: DeepNorm's alpha.
-        dropout_p: Probability of dropping an element of the branch, in [0, 1); kept ones are multiplied by 1/(1-p).
+        dropout_p: Probability of dropping an element of the branch, in [0, 1), to within 2^-17, as 16 random bits
+            decide; kept ones are multiplied by 1/(1-p).
         training: Without it there is no dropout.
         seed: Of the dropout mask, an int or an int64 tensor on x's device. None draws one from torch's
             generator. The mask depends on seed, row and column alone: the same on every backend.
@@ -159,8 +160,10 @@ def add_norm_stream(
     return run(call, backend, stream=True, out=out, stream_out=stream_out)
 
 
-def explain_dispatch(x: Tensor, residual: Tensor | None = None, *args: Any, **options: Any) -> Dispatch:
-    """Which backend `add_norm` would take for these arguments, and why not the others.
+def explain_dispatch(
+    x: Tensor, residual: Tensor | None = None, *args: Any, backend: str | None = None, **options: Any
+) -> Dispatch:
+    """Which backend `add_norm` would take for these arguments (but ``out``), and why not the others.
 
     >>> print(explain_dispatch(torch.ones(2, 3, device="meta")))
     eager takes this call
@@ -170,7 +173,7 @@ def explain_dispatch(x: Tensor, residual: Tensor | None = None, *args: Any, **op
     """
     call = describe(x, residual, *args, **options)
     policy(call.norm)  # or the error that lists them
-    return explain(call)
+    return explain(call, backend)
 
 
 def run(

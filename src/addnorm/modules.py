@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .call import check_flag, check_number, check_probability
+from .backends import BACKENDS
+from .call import check_count, check_dtype, check_flag, check_number, check_probability, check_switch, lookup
 from .functional import add_norm, add_norm_stream
 from .norms import Norm, policy
 
@@ -26,6 +27,7 @@ class AddNorm(nn.Module):
         eps: Added to the variance, inside the root.
         affine: Whether there is a learned weight, initialised to 1 (to 0 with ``weight_offset=1``).
         bias: Whether there is a learned bias; None: as its torch module or paper has it, yes for layer, dyt, derf.
+            There is none without ``affine``, as in torch.
         dropout: Probability of dropping an element of the branch while training.
         branch_bias: Whether a learned bias, initialised to 0, is added to the branch before dropout.
         layer_scale: Initial value of a learned scale per feature of the branch (LayerScale, Touvron et al. 2021,
@@ -63,9 +65,17 @@ class AddNorm(nn.Module):
     ) -> None:
         super().__init__()
         kind = policy(norm)
+        check_count("d_model", d_model)
         check_number("eps", eps, low=0.0)
-        check_flag("affine", affine)
+        check_switch("affine", affine)
         check_flag("bias", bias)
+        check_switch("branch_bias", branch_bias)
+        if layer_scale is not None:
+            check_number("layer_scale", layer_scale)
+        check_dtype("out_dtype", out_dtype)
+        check_dtype("stream_dtype", stream_dtype)
+        if backend is not None:
+            lookup("backend", backend, BACKENDS)
         check_probability("dropout", dropout)
         check_probability("drop_path", drop_path)
         check_number("residual_scale", residual_scale)
@@ -159,9 +169,19 @@ class AddNorm(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        rare = {  # shown where they are not the default
+            "branch_bias": (self.branch_bias is not None, False),
+            "layer_scale": (self._initial_layer_scale, None),
+            "residual_scale": (self.residual_scale, 1),
+            "weight_offset": (self.weight_offset, 0),
+            "out_dtype": (self.out_dtype, None),
+            "stream_dtype": (self.stream_dtype, None),
+            "backend": (self.backend, None),
+        }
         return (
             f"{self.d_model}, norm={self.norm!r}, eps={self.eps}, affine={self.weight is not None}, "
             f"bias={self.bias is not None}, dropout={self.dropout}, drop_path={self.drop_path}"
+            + "".join(f", {name}={value!r}" for name, (value, default) in rare.items() if value != default)
         )
 
     def _path_scale(self, x: Tensor) -> Tensor | None:

@@ -50,8 +50,8 @@ def select(call: Call, name: str | None = None) -> Backend:
     return backend
 
 
-def explain(call: Call) -> Dispatch:
-    return Dispatch(select(call).name, {name: supports(backend, call) for name, backend in BACKENDS.items()})
+def explain(call: Call, name: str | None = None) -> Dispatch:
+    return Dispatch(select(call, name).name, {name: supports(backend, call) for name, backend in BACKENDS.items()})
 
 
 def supports(backend: Backend, call: Call) -> Support:

@@ -121,6 +121,7 @@ def visible(model: nn.Module, mode: str) -> dict[str, Any]:
     - ``forward``, the class's: Dynamo goes straight to that where the instance has none, and who compiles around the
       model would not meet its call.
     - ``compile``, which would put another call in this one's place: an error.
+    - ``_replicate_for_data_parallel``: a replica would have this model's call, with this model's weights: an error.
     - ``__getstate__``: what copies and saves the model sees none of these, as `torch.nn.Module.__getstate__` hides
       PLACE.
     """
@@ -129,13 +130,19 @@ def visible(model: nn.Module, mode: str) -> dict[str, Any]:
         found = {**type(model).__getstate__(model)}  # pyright: ignore
         return {name: value for name, value in found.items() if name not in ours or value is not ours[name]}
 
+    def no_replica() -> None:
+        raise RuntimeError(
+            f"{type(model).__name__} is fused in mode {mode!r}, which nn.DataParallel can not copy to another "
+            "device: use DistributedDataParallel, or undo the fusing"
+        )
+
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError(
             f"{type(model).__name__} is fused in mode {mode!r}, which compile() would undo: fuse it with "
             "mode='inductor' and leave compile() out, or undo the fusing and compile with an addnorm.FusePass()"
         )
 
-    ours: dict[str, Any] = {"__getstate__": state, "compile": refuse}
+    ours: dict[str, Any] = {"__getstate__": state, "compile": refuse, "_replicate_for_data_parallel": no_replica}
     if "forward" not in model.__dict__:
         ours["forward"] = model.forward
     return ours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 
 from torch import Tensor, nn
@@ -11,16 +12,18 @@ ROOT = "L['model']"  # how Dynamo names the argument of a captured function that
 
 
 class Callers:
-    """The modules of a model by the paths that captured code gives for them."""
+    """The modules of a model by the paths that captured code gives for them. Captured code has it, and must not hold
+    the model (captured.py)."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self._model = weakref.ref(model)
         self._calls: Counter[str] = Counter()
         self.look_over()
 
     def look_over(self) -> None:
         """Note the modules as they are now, and whose each parameter is."""
-        modules = dict(self.model.named_modules())
+        model = self._model()
+        modules = {} if model is None else dict(model.named_modules())
         self._paths = {str(id(module)): name for name, module in modules.items()}
         self._owners = {id(p): name for name, module in modules.items() for p in module.parameters(recurse=False)}
 

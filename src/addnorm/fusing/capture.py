@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-import types
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable
-from itertools import chain, count
+from itertools import chain
 from typing import Any
 
-import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 
+from ..backends import transforms_active
 from .base import FusedCall, hook_dicts
 from .callers import Callers
+from .captured import Captured
 from .fast_path import REASON, NestedEncoders
 from .piece import Piece
-
-NUMBERS = count()
 
 
 class EagerCall(FusedCall):
@@ -44,9 +42,11 @@ class EagerCall(FusedCall):
         self.start()
 
     def start(self) -> None:
-        self._captured = torch.compile(traced(self.model), backend=self.rewrite, **isolation())
+        self._captured = Captured(self.model, self.rewrite)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
+        if transforms_active():  # where Dynamo captures nothing, now and later
+            return self.model._call_impl(*args, **kwargs)
         if self._given_up or self._nested.take_over():
             result = self.model._call_impl(*args, **kwargs)
         else:
@@ -77,12 +77,12 @@ class EagerCall(FusedCall):
         if not self.captures:
             self.start()
 
-    def entry(self) -> Callable[..., Any]:
-        """The function that Dynamo has captured, or captures when it is called."""
+    def entry(self) -> Captured:
+        """What runs: captured, or captured when it is called."""
         return self._captured
 
     def version(self) -> str:
-        """Dynamo's guards do not watch hooks: a name for the set of them, which is guarded, makes it trace again."""
+        """A name for the set of hooks, which Dynamo's guards do not watch."""
         hooks = tuple(chain.from_iterable(self._hooks))
         return self._versions.setdefault(hooks, str(len(self._versions)))
 
@@ -109,10 +109,12 @@ class EagerCall(FusedCall):
         return self.noted(lambda *args: piece.run(*args))  # which becomes another when the piece is closed
 
     def noted(self, piece: Callable[..., Any]) -> Callable[..., Any]:
-        """A captured piece that leaves word when it runs."""
+        """A captured piece that leaves word when it runs, and does not hold the model."""
+        whole = weakref.ref(self)
 
         def run(*args: Any) -> Any:
-            self._ran = True
+            if (call := whole()) is not None:
+                call._ran = True
             return piece(*args)
 
         return run
@@ -132,24 +134,6 @@ class EagerCall(FusedCall):
         if self._given_up or not self.captures:
             return "the model was not captured"
         return "not in the captured code: not called, or written in a way that is not recognised"
-
-
-def traced(model: nn.Module) -> Callable[..., Any]:
-    """The function that Dynamo traces, with a code object and a name of its own: Dynamo keeps its cache by the one, and
-    by the other which numbers have varied. So a model's neighbour, with another eps, say, leaves no trace in it."""
-
-    def call(version: str, *args: Any, **kwargs: Any) -> Any:
-        return model._call_impl(*args, **kwargs)
-
-    code = call.__code__.replace(co_name=f"fused_call_{next(NUMBERS)}")
-    return types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
-
-
-def isolation() -> dict[str, Any]:
-    """Options of newer torch: no cache shared with other compiled functions, and room for many variants."""
-    wanted = {"isolate_recompiles": True, "recompile_limit": 64}
-    known = inspect.signature(torch.compile).parameters
-    return {name: value for name, value in wanted.items() if name in known}
 
 
 def summary(reason: str) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 from torch.fx import GraphModule
 
 from .callers import Callers
-from .capture import EagerCall, isolation, traced
+from .capture import EagerCall
+from .captured import Captured
 from .inductor import FusePass
 from .report import Report
 from .sites import Site
@@ -46,9 +46,9 @@ class InductorCall(EagerCall):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self._compiled = torch.compile(traced(model), backend=self.compile, **isolation())
+        self._compiled = Captured(model, self.compile)
 
-    def entry(self) -> Callable[..., Any]:
+    def entry(self) -> Captured:
         return super().entry() if self._open or self._first else self._compiled
 
     def compile(self, module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:

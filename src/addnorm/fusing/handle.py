@@ -75,7 +75,8 @@ class Handle:
             self.undo()
 
     def __repr__(self) -> str:
-        return f"{type(self.model).__name__}: {self.report}"
+        undone = "" if self.model.__dict__.get(PLACE) is self._call else " (undone)"
+        return f"{type(self.model).__name__}{undone}: {self.report}"
 
 
 def fuse(

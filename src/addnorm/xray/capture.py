@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.fx import Graph, GraphModule, Node
 
 from ..call import Call
 from ..fusing.callers import Callers
-from ..fusing.capture import isolation, summary, traced
+from ..fusing.capture import summary
+from ..fusing.captured import Captured
 from ..fusing.nodes import between, through_casts
 from ..fusing.rewrite import copied
 from ..fusing.sites import Site, find_sites
@@ -78,15 +79,18 @@ class ProbedCall:
     """
 
     def __init__(self, model: nn.Module, probe: Probe) -> None:
-        self.model, self.probe = model, probe
-        self.skipped: dict[Place, str] = {}
-        self._callers = Callers(model)
+        self._name = type(model).__name__
+        self._probes = Probes(model, probe)
         self._breaks = Counter(counters["graph_break"])
-        self._compiled = torch.compile(traced(model), backend=self.probed, **isolation())
+        self._captured = Captured(model, self._probes.probed)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._callers.start()
-        return self._compiled("", *args, **kwargs)
+        self._probes.callers.start()
+        return self._captured("", *args, **kwargs)
+
+    @property
+    def skipped(self) -> dict[Place, str]:
+        return self._probes.skipped
 
     @property
     def breaks(self) -> tuple[str, ...]:
@@ -96,11 +100,30 @@ class ProbedCall:
         """What to say of a model in which none was found."""
         reasons = [f"{place}: {reason}" for place, reason in self.skipped.items()] + list(self.breaks)
         why = "; ".join(reasons) or "it calls no LayerNorm, no RMSNorm and no add_norm"
-        return f"no Add & Norm site found in {type(self.model).__name__}: {why}"
+        return f"no Add & Norm site found in {self._name}: {why}"
+
+
+class Probes:
+    """What is put into the captured code, which must not hold the model (fusing/captured.py)."""
+
+    def __init__(self, model: nn.Module, probe: Probe) -> None:
+        self.skipped: dict[Place, str] = {}
+        self.callers = Callers(model)
+        self._probe = weakref.ref(probe)
+
+    @property
+    def probe(self) -> Probe:
+        probe = self._probe()
+        assert probe is not None, "a probe outlives its passes"
+        return probe
+
+    def branch(self, branch: Tensor) -> Tensor:
+        """What the probe adds in place of a branch."""
+        return self.probe.branch(branch)
 
     def probed(self, module: GraphModule, _: list[Any]) -> Callable[..., Any]:
         """Dynamo's backend: the captured piece with its probes."""
-        self._callers.look_over()
+        self.callers.look_over()
         return self.with_probes(module).forward
 
     def with_probes(self, module: GraphModule) -> GraphModule:
@@ -134,7 +157,7 @@ class ProbedCall:
         add = copies[site.add]
         branch, residual = (copies[node] for node in operands(site))
         with graph.inserting_before(add):
-            gate = graph.call_function(self.probe.branch, (branch,))
+            gate = graph.call_function(self.branch, (branch,))
         add.replace_input_with(branch, gate)
         with graph.inserting_after(result):
             graph.call_function(self.visited(site, carried), (gate, residual, add, result, *parameters))
@@ -144,7 +167,7 @@ class ProbedCall:
         kind = Kind(norm.kind, float(norm.eps), norm.weight_offset, carried, computed_from(*operands(site)))
 
         def note(x: Tensor, residual: Tensor, z: Tensor, y: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-            place = Place(*self._callers.named(norm.result, weight))
+            place = Place(*self.callers.named(norm.result, weight))
             self.probe.visit(place, kind, Visit(x, residual.expand_as(z), z, y, weight, bias))
 
         return note
@@ -154,14 +177,14 @@ class ProbedCall:
 
         def look(call: Call, x: Tensor, residual: Tensor, z: Tensor, y: Tensor) -> None:
             kind = Kind(call.norm, call.eps, call.weight_offset, carried, sublayer)
-            place = Place(*self._callers.named(site.node, call.weight))
+            place = Place(*self.callers.named(site.node, call.weight))
             self.probe.visit(place, kind, Visit(x, residual, z, y, call.weight, call.bias))
 
-        return in_steps(self.probe.branch, look)
+        return in_steps(self.branch, look)
 
     def left_alone(self, norm: Node, reason: str) -> Callable[[Tensor | None], None]:
         def note(weight: Tensor | None) -> None:
-            self.skipped[Place(*self._callers.named(norm, weight))] = reason
+            self.skipped[Place(*self.callers.named(norm, weight))] = reason
 
         return note
 

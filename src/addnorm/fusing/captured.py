@@ -1,0 +1,64 @@
+"""A model's call as Dynamo captures it."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import weakref
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+Backend = Callable[[GraphModule, list[Any]], Callable[..., Any]]
+NUMBERS = count()
+
+
+class Captured:
+    """A model's call, captured by Dynamo for a backend: once for each `version`, a name for what no guard watches.
+
+    Dynamo keeps backends for good, and what they make where no garbage collector looks. So the backend, a method, is
+    known by a weak reference, and what it makes must not hold the model.
+    """
+
+    def __init__(self, model: nn.Module, backend: Backend) -> None:
+        self.model = model
+        self._backend = weakref.WeakMethod(backend)
+        self._calls: dict[str, Callable[..., Any]] = {}
+
+    def __call__(self, version: str, *args: Any, **kwargs: Any) -> Any:
+        call = self._calls.get(version)
+        if call is None:
+            call = torch.compile(traced(self.model), backend=by_reference(self._backend), **isolation())
+            self._calls[version] = call
+        return call(*args, **kwargs)
+
+
+def by_reference(method: weakref.WeakMethod[Backend]) -> Backend:
+    def backend(module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        alive = method()
+        assert alive is not None, "who captures is at work"
+        return alive(module, inputs)
+
+    return backend
+
+
+def traced(model: nn.Module) -> Callable[..., Any]:
+    """The function that Dynamo traces, with a code object and a name of its own: Dynamo keeps its cache by the one, and
+    by the other which numbers have varied. So a model's neighbour, with another eps, say, leaves no trace in it."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model._call_impl(*args, **kwargs)
+
+    code = call.__code__.replace(co_name=f"fused_call_{next(NUMBERS)}")
+    return types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
+
+
+def isolation() -> dict[str, Any]:
+    """Options of newer torch: no cache shared with other compiled functions, and room for many variants."""
+    wanted = {"isolate_recompiles": True, "recompile_limit": 64}
+    known = inspect.signature(torch.compile).parameters
+    return {name: value for name, value in wanted.items() if name in known}
