@@ -203,6 +203,25 @@ def test_a_backward_operator_refuses_what_does_not_fit(backend: str, changes: di
 
 
 @pytest.mark.parametrize("backend", BACKENDS_HERE)
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"dy": None}, "neither dy nor ds"),
+        ({"weight": None}, "gradient is asked for of"),
+        ({"needs": [False] * 5 + [True, False], "branch_scale": torch.ones(64)}, "gradient of a scale needs x"),
+        ({"needs": [False] * 6 + [True], "row_scale": torch.ones(4)}, "gradient of a scale needs x"),
+        ({"dropout_p": 0.5}, "dropout needs a seed"),
+    ],
+)
+def test_a_backward_operator_says_what_it_lacks(backend: str, changes: dict[str, Any], reason: str) -> None:
+    given = {"dy": torch.ones(4, 64), "ds": None, "z": torch.ones(4, 64), "stats": torch.ones(4, 3),
+             "needs": [True] * 4 + [False] * 3, "weight": torch.ones(64)}  # fmt: skip
+    for op in (torch.ops.addnorm.backward, torch.ops.addnorm.backward.default):
+        with pytest.raises((RuntimeError, ValueError), match=reason):
+            op(**given | changes, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
 @pytest.mark.parametrize("name", ["out", "stream_out"])
 def test_an_operator_refuses_a_place_that_does_not_fit(backend: str, name: str) -> None:
     x = torch.ones(4, 8)

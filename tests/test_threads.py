@@ -62,6 +62,23 @@ def test_backward_through_one_graph_from_two_threads(backend: str | None) -> Non
         same_bits("gradient", grad, grads[0])
 
 
+def test_sums_that_cancel_to_a_denormal_do_not_depend_on_who_adds() -> None:
+    """Two blocks of rows, of which one thread adds both or two threads one each."""
+    x, dy = torch.randn(32, 1024), torch.zeros(32, 1024)
+    dy[0], dy[16] = 1.5e-38, -1.4e-38
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            bias = torch.zeros(1024, requires_grad=True)
+            add_norm(x, x, None, bias).backward(dy)
+            found.append(bias.grad)
+    finally:
+        torch.set_num_threads(before)
+    for grad in found:
+        same_bits("bias", grad, found[0])
+
+
 @pytest.fixture
 def hasty() -> Iterator[None]:
     """Threads that take turns as often as they can."""

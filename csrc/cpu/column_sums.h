@@ -4,6 +4,7 @@
 // blocks. A thread adds those of its own as soon as it has them; few are left to be fetched from other cores.
 #pragma once
 
+#include "isa/denormals.h"
 #include "kernels.h"
 #include "parameters.h"
 #include "sums.h"
@@ -50,7 +51,8 @@ template <class Access> class Partials {
  public:
   using T = typename Access::T;
 
-  Partials(const Backward& b, int64_t blocks) : outputs_{b.dweight, b.dbias, b.dbranch_bias, b.dbranch_scale}, d_(b.d), blocks_(blocks) {
+  Partials(const Backward& b, int64_t blocks)
+      : outputs_{b.dweight, b.dbias, b.dbranch_bias, b.dbranch_scale}, d_(b.d), blocks_(blocks), flushes_(b.dy.data != nullptr) {
     for (const Vector& v : outputs_) count_ += v.data != nullptr;
   }
 
@@ -71,9 +73,10 @@ template <class Access> class Partials {
   // Block `last` is complete, as those from `first` on are: subtrees of which both halves are among them are added up.
   void join(int64_t first, int64_t last) {
     int64_t root = last;
-    for (int64_t span = 1; (last & span) && root - span >= first; span *= 2, root -= span / 2) {
+    for (int64_t span = 1; (last & span) && root - span >= first; span *= 2) {
       add(root - span, root, 0, padded(d_));
       joined_[root] = true;
+      root -= span;
     }
   }
 
@@ -82,7 +85,7 @@ template <class Access> class Partials {
     int64_t left = -1;  // the root is added to none
     for (int64_t i = 0; i < blocks_; ++i) left += !joined_[i];
     const int64_t steps = padded(d_) / kStep, grain = 16384 / (kStep * count_ * left + 1) + 1;
-    if (steps <= grain) add_rest(this, 0, steps);
+    if (left == 0 || steps <= grain) add_rest(this, 0, steps);
     else runtime.parallel_for(steps, grain, this, add_rest);
     const ColumnTotals<T> totals = totals_of(0);
     for (int i = 0; i < kColumnSums; ++i)
@@ -108,6 +111,7 @@ template <class Access> class Partials {
   // The steps [begin, end) of what no thread had both halves of. The totals take the place of block 0.
   static void add_rest(void* context, int64_t begin, int64_t end) {
     const Partials& p = *static_cast<Partials*>(context);
+    const FlushDenormals flush(p.flushes_);  // as where blocks are joined
     for (int64_t span = 1; span < p.blocks_; span *= 2) {
       for (int64_t i = 0; i + span < p.blocks_; i += 2 * span)
         if (!p.joined_[i + span]) p.add(i, i + span, begin * kStep, end * kStep);
@@ -129,8 +133,9 @@ template <class Access> class Partials {
 
   const Vector outputs_[kColumnSums];
   const int64_t d_, blocks_;
+  const bool flushes_;
   int count_ = 0;
-  bool joined_[RowBlocks::kMost] = {};  // with the block that begins the other half of its subtree
+  bool joined_[RowBlocks::kMost] = {};  // added to the block that begins the other half of its subtree
   T* data_ = nullptr;
 };
 

@@ -163,6 +163,7 @@ inline void forward_range(void* context, int64_t begin, int64_t end) {
   using T = typename Access::T;
   using Row = typename Norm::template Row<T>;
   using Output = RowOutput<Norm, Access, Streaming>;
+  if (begin == end) return;
   ForwardPlan<Access> plan = *static_cast<const ForwardPlan<Access>*>(context);
   const Forward& f = plan.call;
   const int64_t d = f.d, space = f.dropout.on ? lane_space(d) : 0;
@@ -191,7 +192,6 @@ inline void forward_range(void* context, int64_t begin, int64_t end) {
     if (f.stats) static_cast<Row*>(f.stats)[row] = Norm::statistics(stats);
     return Output{&p, streaming, stats, row_pointer(f.y, row)};
   };
-  if (begin == end) return;
   Output output = sum(begin, NoOutput{});
   for (int64_t row = begin + 1; row < end; ++row) {
     const Output before = output;

@@ -16,9 +16,9 @@ constexpr int kBlockColumns = 8;
 // Two batches of blocks at a time: the ten rounds of one are a chain of waits that the other fills.
 constexpr int kBatches = 2;
 
-// The memory that the lanes of a row of d columns take, in lanes: whole turns on every instruction set.
+// The memory that the lanes of a row of d columns take, in lanes: whole turns on every instruction set, one at least.
 static_assert(128 % (kBatches * kBlocks * kBlockColumns) == 0);
-inline int64_t lane_space(int64_t d) { return (d + 127) / 128 * 128; }
+inline int64_t lane_space(int64_t d) { return d > 0 ? (d + 127) / 128 * 128 : 128; }
 
 // Lane 2j holds block j and lane 2j + 1 block kBlocks/2 + j, so that unpacking brings the blocks out in order.
 ADDNORM_INLINE Counters first_blocks() {

@@ -6,7 +6,7 @@
 namespace addnorm {
 namespace {
 
-constexpr int64_t kKept = int64_t{1} << 20;
+constexpr int64_t kKept = int64_t{2} << 20;
 
 struct Block {
   char* data = nullptr;

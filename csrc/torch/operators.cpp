@@ -142,7 +142,11 @@ std::array<at::Tensor, 3> run_forward(const ForwardArguments& call) {
 std::array<at::Tensor, kOperands> run_backward(const BackwardArguments& call) {
   const at::Tensor& z = *call.incoming.z;
   check_operands(call.operands, z.sizes());
-  for (const at::Tensor* t : {call.incoming.dy, call.incoming.ds, &z}) {
+  TORCH_CHECK(is_supported(z.scalar_type()), "addnorm: there is no kernel for ", z.scalar_type());
+  TORCH_CHECK(call.incoming.dy != nullptr || call.incoming.ds != nullptr, "addnorm: neither dy nor ds is given");
+  TORCH_CHECK(call.operands[kX] != nullptr || !(call.needs[kBranchScale] || call.needs[kRowScale]),
+              "addnorm: the gradient of a scale needs x");
+  for (const at::Tensor* t : {call.incoming.dy, call.incoming.ds}) {
     if (t == nullptr) continue;
     TORCH_CHECK(is_supported(t->scalar_type()), "addnorm: there is no kernel for ", t->scalar_type());
     TORCH_CHECK(t->sizes() == z.sizes(), "addnorm: a gradient of shape ", t->sizes(), " where ", z.sizes(), " is due");

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .arguments import as_call, as_gradient
-from .call import Call, Gradient, check_seed, check_tensor, describe
+from .call import Call, Gradient, check_dtype, check_probability, check_seed, check_tensor, describe
 from .norms import NORMS, policy
 
 
@@ -38,10 +38,23 @@ def checked_gradient(arguments: tuple[Any, ...]) -> Gradient:
         "stats": [(*rows, NORMS[call.norm].stats_per_row)], "row_scale": [rows], "weight": [width],
         "branch_bias": [width], "branch_scale": [(), width],
     }  # fmt: skip
+    check_tensor("z", call.z, call.z)
+    if call.dy is None and call.ds is None:
+        raise ValueError("neither dy nor ds is given")
     for name, allowed in shapes.items():
         if getattr(call, name) is not None:
             check_tensor(name, getattr(call, name), call.z, shapes=allowed)
     if call.stats.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"stats must be torch.float32 or torch.float64, got {call.stats.dtype}")
+    for name in ("weight", "branch_bias", "branch_scale", "row_scale"):
+        if call.needed[name] and getattr(call, name) is None:
+            raise ValueError(f"a gradient is asked for of {name}, which is not given")
+    if (call.needed["branch_scale"] or call.needed["row_scale"]) and call.x is None:
+        raise ValueError("the gradient of a scale needs x")
+    for name in ("x_dtype", "residual_dtype", "bias_dtype"):
+        check_dtype(name, getattr(call, name))
+    check_probability("dropout_p", call.dropout_p)
     check_seed(call.seed, call.z)
+    if call.dropout_p and call.seed is None:
+        raise ValueError("dropout needs a seed")
     return call
