@@ -206,7 +206,6 @@ def test_a_backward_operator_refuses_what_does_not_fit(backend: str, changes: di
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"dy": None}, "neither dy nor ds"),
         ({"weight": None}, "gradient is asked for of"),
         ({"needs": [False] * 5 + [True, False], "branch_scale": torch.ones(64)}, "gradient of a scale needs x"),
         ({"needs": [False] * 6 + [True], "row_scale": torch.ones(4)}, "gradient of a scale needs x"),
@@ -219,6 +218,15 @@ def test_a_backward_operator_says_what_it_lacks(backend: str, changes: dict[str,
     for op in (torch.ops.addnorm.backward, torch.ops.addnorm.backward.default):
         with pytest.raises((RuntimeError, ValueError), match=reason):
             op(**given | changes, backend=backend)
+
+
+@pytest.mark.skipif(EXTENSION is None, reason="the C++ extension is not built")
+def test_a_backward_operator_of_no_gradient_is_refused_by_the_kernels() -> None:
+    """Plain torch gives zeros, which autograd in Python asks for."""
+    given = (None, None, torch.ones(4, 64), torch.ones(4, 3), [True] * 2 + [False] * 5, None)
+    with pytest.raises(RuntimeError, match="neither dy nor ds"):
+        torch.ops.addnorm.backward(*given, backend="cpu")
+    assert not torch.ops.addnorm.backward(*given, backend="eager")[0].any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS_HERE)
