@@ -33,7 +33,6 @@ class EagerCall(FusedCall):
         self._ran = False  # whether a captured piece ran in this call
         self._given_up = False  # whether the model can not be captured
         self._open: list[Piece] = []
-        self._versions: dict[tuple[int, ...], str] = {}
         self._hooks: list[dict[int, Any]] = []
         self.callers = Callers(model)
         self._breaks = Counter(counters["graph_break"])
@@ -81,10 +80,9 @@ class EagerCall(FusedCall):
         """What runs: captured, or captured when it is called."""
         return self._captured
 
-    def version(self) -> str:
-        """A name for the set of hooks, which Dynamo's guards do not watch."""
-        hooks = tuple(chain.from_iterable(self._hooks))
-        return self._versions.setdefault(hooks, str(len(self._versions)))
+    def version(self) -> tuple[int, ...]:
+        """The hooks there are, by number: Dynamo's guards do not watch them."""
+        return tuple(chain.from_iterable(self._hooks))
 
     def give_up(self, cause: str) -> None:
         """Run the model as it was from now on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from itertools import count
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 Backend = Callable[[GraphModule, list[Any]], Callable[..., Any]]
 NUMBERS = count()
+MOST = 64  # captures kept: a hook that comes anew at each step makes one each
 
 
 class Captured:
@@ -27,11 +28,13 @@ class Captured:
     def __init__(self, model: nn.Module, backend: Backend) -> None:
         self.model = model
         self._backend = weakref.WeakMethod(backend)
-        self._calls: dict[str, Callable[..., Any]] = {}
+        self._calls: dict[Hashable, Callable[..., Any]] = {}
 
-    def __call__(self, version: str, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, version: Hashable, *args: Any, **kwargs: Any) -> Any:
         call = self._calls.get(version)
         if call is None:
+            if len(self._calls) >= MOST:
+                self._calls.clear()
             call = torch.compile(traced(self.model), backend=by_reference(self._backend), **isolation())
             self._calls[version] = call
         return call(*args, **kwargs)

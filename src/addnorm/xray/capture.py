@@ -86,7 +86,7 @@ class ProbedCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._probes.callers.start()
-        return self._captured("", *args, **kwargs)
+        return self._captured(None, *args, **kwargs)
 
     @property
     def skipped(self) -> dict[Place, str]:
