@@ -55,26 +55,26 @@ def add_norm(
         branch_scale: A number, a 0-d or a ``(d,)`` tensor: LayerScale, ReZero.
         row_scale: One number per row, broadcastable to ``x.shape[:-1]``: stochastic depth, masks.
         residual_scale: A number: DeepNorm's alpha.
-        dropout_p: Probability of dropping an element of the branch, in [0, 1), to within 2^-17, as 16 random bits
-            decide; kept ones are multiplied by 1/(1-p).
-        training: Without it there is no dropout.
-        seed: Of the dropout mask, an int or an int64 tensor on x's device. None draws one from torch's
-            generator. The mask depends on seed, row and column alone: the same on every backend.
+        dropout_p: Probability of dropping an element of the branch, in [0, 1). 16 random bits decide, so it holds to
+            within 2^-17. Kept elements are multiplied by 1/(1-p).
+        training: False means no dropout.
+        seed: The dropout mask's seed, an int or an int64 tensor on x's device. None draws one from torch's
+            generator. The mask depends on seed, row and column alone: it is the same on every backend.
         weight_offset: 1.0 for norms whose weight is stored around zero (Gemma).
         out_dtype: y's dtype, by default ``torch.result_type(x, residual)``; float32 under autocast on CUDA.
         stream_dtype: The dtype in which z is kept for the backward, by default ``torch.result_type(x, residual)``.
-        out: Where y goes, for inference only; may be exactly x or residual, any other overlap is refused.
+        out: Where y is written, for inference only. It may be exactly x or residual; any other overlap is refused.
         backend: ``"cpu"``, ``"triton"`` or ``"eager"``; None chooses. A named backend never falls back.
 
     Returns:
         y, of x's shape, contiguous.
 
-    The arithmetic and the sums are float32, or float64 if any tensor is; y is rounded once. Differentiates with
-    respect to every tensor, to any order. Kept for the backward: z and the row's statistics, and x where a
-    gradient of branch_scale or row_scale is asked for; never the mask.
+    The arithmetic and the sums are float32, or float64 if any tensor is; y is rounded once. Every tensor gets a
+    gradient, to any order. Kept for the backward are z and the row's statistics, and x where a gradient of
+    branch_scale or row_scale is asked for; never the mask.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is allowed.
+        TypeError, ValueError: naming the argument, what was given and what is allowed.
 
     Source: Vaswani et al. 2017 (arXiv:1706.03762), Ba et al. 2016 (1607.06450), Zhang & Sennrich 2019 (1910.07467).
 
@@ -129,9 +129,9 @@ def add_norm_stream(
 ) -> tuple[Tensor, Tensor]:
     """Add & Norm that also gives the sum: ``(y, stream)``, with stream = z as in `add_norm`.
 
-    What pre-norm wants: y feeds the next sublayer, the stream lives on as the next residual. The arguments are
-    those of `add_norm`; ``stream_dtype`` is the stream's dtype and ``stream_out`` where it goes (inference
-    only, as ``out``). y comes from the unrounded z; gradients arrive through both results.
+    Pre-norm needs both: y is the next sublayer's input, the stream the next residual. The arguments are those of
+    `add_norm`; ``stream_dtype`` is the stream's dtype and ``stream_out`` where it is written (inference only, as
+    ``out``). y comes from the unrounded z; gradients flow back through both results.
 
     >>> x, residual = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.0, 0.0, 3.0]])
     >>> y, stream = add_norm_stream(x, residual, norm="rms")
@@ -163,7 +163,7 @@ def add_norm_stream(
 def explain_dispatch(
     x: Tensor, residual: Tensor | None = None, *args: Any, backend: str | None = None, **options: Any
 ) -> Dispatch:
-    """Which backend `add_norm` would take for these arguments (but ``out``), and why not the others.
+    """Which backend `add_norm` would take for these arguments (``out`` aside), and why not the others.
 
     >>> print(explain_dispatch(torch.ones(2, 3, device="meta")))
     eager takes this call

@@ -23,11 +23,11 @@ class AddNorm(nn.Module):
         d_model: Width of the last dimension.
         norm: ``"layer"``, ``"rms"``, ``"prms"``, ``"scale"`` (its weight is one number, initialised to sqrt(d_model)),
             ``"dyt"`` (with a learned ``alpha`` of shape ``(1,)``), ``"derf"`` (and a ``shift``), as in `add_norm`; or a
-            policy object, whose numbers are where they start: ``addnorm.norms.DyT(alpha=0.8)``.
+            policy object, which gives the initial values: ``addnorm.norms.DyT(alpha=0.8)``.
         eps: Added to the variance, inside the root.
         affine: Whether there is a learned weight, initialised to 1 (to 0 with ``weight_offset=1``).
-        bias: Whether there is a learned bias; None: as its torch module or paper has it, yes for layer, dyt, derf.
-            There is none without ``affine``, as in torch.
+        bias: Whether there is a learned bias. None: as the norm's torch module or paper has it, which is yes for layer,
+            dyt and derf. There is none without ``affine``, as in torch.
         dropout: Probability of dropping an element of the branch while training.
         branch_bias: Whether a learned bias, initialised to 0, is added to the branch before dropout.
         layer_scale: Initial value of a learned scale per feature of the branch (LayerScale, Touvron et al. 2021,
@@ -101,7 +101,7 @@ class AddNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weight such that the gain is the norm's first one, biases 0, layer_scale and the norm's own as given."""
+        """Set the weight so that the gain is the norm's initial one, biases to 0, and the rest as given."""
         kind = policy(self._given)
         if self.weight is not None:
             nn.init.constant_(self.weight, kind.initial_gain(self.d_model) - self.weight_offset)

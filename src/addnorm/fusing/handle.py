@@ -84,16 +84,16 @@ def fuse(
 ) -> Handle:
     """Run every Add & Norm of a model as one fused operation. The model is changed in place, for all its callers.
 
-    ``LayerNorm`` and ``RMSNorm``, as modules, functions or written out, after a sum of two tensors with what the branch
-    has before it (a Linear's bias, dropout, LayerScale, stochastic depth), post-norm or pre-norm; a norm without a sum
-    is one fused norm where that was measured to be faster. Each site is compared with the original on the first real
-    inputs, dropout left out; one that is further from float64 than twice the original's error is left alone. Dropout
-    draws other random numbers than torch's, at the same rate, and repeats under ``torch.manual_seed``; on the CPU that
-    goes, but for mode "modules", for the dropouts beside the sites too, attention's among them, which the kernels draw.
+    It finds ``LayerNorm`` and ``RMSNorm``, as modules, functions or written out, after a sum of two tensors, with what
+    the branch has before it (a Linear's bias, dropout, LayerScale, stochastic depth), post-norm or pre-norm. A norm
+    without a sum is one fused norm where that was measured to be faster. Each site is compared with the original on the
+    first real inputs, dropout left out; one that is further from float64 than twice the original's error is left alone.
+    Dropout draws other random numbers than torch's, at the same rate, and repeats under ``torch.manual_seed``. On the
+    CPU, but for mode "modules", the kernels draw the dropouts beside the sites in this way too, attention's among them.
 
     Parameters, ``state_dict``, hooks, ``train()`` and ``eval()``, ``to()``, copies and saved files (which are of the
-    plain model) and gradients stay as they are. Captured again are new hooks, dtypes, train or eval, grad or not;
-    not new lengths. Where torch's own fast path for encoder layers runs, it is left to run.
+    plain model) and gradients stay as they are. The model is captured again for new hooks and dtypes, and for train or
+    eval, grad or not; not for new lengths. Where torch's own fast path for encoder layers runs, it is left to run.
 
     - ``"eager"``: Dynamo captures the model's code, its sites are rewritten, and the graph runs operation by operation;
       no compiler is needed.
@@ -103,7 +103,7 @@ def fuse(
     - ``"auto"``: "eager"; "modules" where Dynamo can not run or is switched off. `Handle.mode` says which.
 
     A fused model inside another ``torch.compile`` runs unfused there, with a warning, and its own ``compile()`` raises:
-    who compiles gives Inductor an `addnorm.FusePass` instead. What is traced or exported is the plain model.
+    to compile it yourself, give Inductor an `addnorm.FusePass` instead. What is traced or exported is the plain model.
 
     Args:
         model: Any module that is called as ``model(...)``.
@@ -122,7 +122,7 @@ def fuse(
             or is fused in another mode.
 
     Warns:
-        UserWarning: after the first call, if nothing could be fused, or the model not captured; says why.
+        UserWarning: after the first call, if nothing could be fused or the model could not be captured; says why.
 
     >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     >>> handle = fuse(layer, example=torch.randn(2, 5, 8))

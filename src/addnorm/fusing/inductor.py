@@ -18,7 +18,7 @@ SOURCES = tuple(str(path) for path in sorted(Path(__file__).parent.glob("*.py"))
 
 
 class FusePass(CustomGraphPass):
-    """Makes the Add & Norms of a model that Inductor compiles fused operations, forward and backward::
+    """Fuses the Add & Norms of a model while Inductor compiles it, forward and backward::
 
         compiled = torch.compile(model, options={"pre_grad_custom_pass": addnorm.FusePass()})
 
@@ -26,7 +26,7 @@ class FusePass(CustomGraphPass):
     alone: while a model is compiled there are no numbers to try them on (``addnorm.fuse(model, mode="inductor")`` tries
     them first). Where Inductor's own fusion of the site and its neighbours was measured to be faster, the site is left
     to it; a norm without a sum always is. See ``measured.py`` for the rule and its numbers. On the CPU the kernels draw
-    the dropouts elsewhere, too.
+    the model's other dropouts too.
 
     Attributes:
         fused: How many sites were found, over all graphs that Inductor did not take from its cache.

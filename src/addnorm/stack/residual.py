@@ -27,14 +27,14 @@ class Residual(nn.Module):
         drop_path: Probability of dropping a sample's whole branch while training, in the last layer; layer l of
             ``depth`` has l / depth of it.
         depth: Number of layers of the model, where the placement needs it (DeepNorm's alpha).
-        layer: Which of them this is, from 0.
+        layer: Which of these layers this is, from 0.
         final_norm: Whether the result is normed once more.
-        shortcut: Maps the skip where the sublayer changes the shape; it gets what the placement carries on the
-            skip. With ``"post"`` d_model is then the width behind the sum, with ``"pre"`` the one before the sublayer.
+        shortcut: Maps the skip where the sublayer changes the shape; its input is what the placement carries on the
+            skip. d_model is then the width after the sum with ``"post"``, before the sublayer with ``"pre"``.
         options: The placement's own, such as DeepNorm's ``decoder_layers``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is allowed.
+        TypeError, ValueError: naming the argument, what was given and what is allowed.
 
     >>> block = Residual(nn.Linear(8, 8), 8, placement="pre", dropout=0.1)
     >>> block(torch.randn(2, 5, 8)).shape

@@ -32,16 +32,16 @@ class Stack(nn.Module):
         norm, eps, bias, weight_offset, backend, device, dtype: Of the norms, as in `AddNorm`.
         dropout: Probability of dropping an element of each branch while training.
         final_norm: Whether the result is normed once more; None: as the placement's paper has it.
-        sublayers_per_layer: A layer's sublayers, where a formula counts layers; the last of them is the
-            feed-forward one.
+        sublayers_per_layer: How many sublayers make a layer, for formulas that count layers; the last of them is
+            the feed-forward one.
         drop_path: Stochastic depth (Huang et al. 2016, arXiv:1603.09382): probability of dropping a sample's branch in
             the last layer; layer l of N has l / N of it.
-        checkpoint_every: While training keep only the stream at every so many layers, and compute what is between them
-            again in the backward.
+        checkpoint_every: While training, keep only the stream at every so many layers, and recompute what lies between
+            in the backward.
         options: The placement's own, such as DeepNorm's ``decoder_layers``.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is allowed.
+        TypeError, ValueError: naming the argument, what was given and what is allowed.
 
     >>> layers = [nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8)) for _ in range(4)]
     >>> stack = Stack(layers, 8, placement="deepnorm")
@@ -101,8 +101,8 @@ class Stack(nn.Module):
     def forward(self, x: Tensor, sublayer_kwargs: Kwargs | None = None, **shared: Any) -> Tensor:
         """The stack's result, of x's shape ``(..., d_model)``.
 
-        Where a sublayer returns a tuple, the first item is the branch and the others are dropped: what has to leave
-        (caches, attention weights) goes through a mutable argument.
+        Where a sublayer returns a tuple, the first item is the branch and the others are dropped; caches and attention
+        weights have to leave through a mutable argument.
 
         Args:
             x: ``(..., d_model)``.

@@ -28,16 +28,16 @@ def inspect(model: nn.Module, batches: Iterable[Batch], *, loss: Loss | None = N
 
     A site is ``z = residual + x; y = norm(z)``, as `addnorm.fuse` finds it; a model that is fused or compiled is
     inspected as it was written. It runs in eval mode and operation by operation, and is left as it was: its mode, its
-    gradients, its hooks. Tensors are measured in float64, real tokens only, as the attention mask tells
-    (``attention_mask``, ``src_key_padding_mask``, ``key_padding_mask`` or ``padding_mask``, ``(sequences, tokens)``;
-    all tokens without one); tokens with NaN or infinity are counted and left out of the rest. Memory does not grow
-    with the number of batches.
+    gradients, its hooks. Only real tokens are measured, in float64: those of the attention mask (``attention_mask``,
+    ``src_key_padding_mask``, ``key_padding_mask`` or ``padding_mask``, ``(sequences, tokens)``), all of them without
+    one. Tokens with NaN or infinity are counted, and left out of the rest. Memory does not grow with the number of
+    batches.
 
     Args:
         model: Any module in which `addnorm.fuse` finds sites.
         batches: The inputs of each pass: a tensor, a tuple of arguments or a dict of keyword arguments. Read once.
-        loss: ``loss(output)`` or ``loss(output, batch)``, a scalar: then gradients are measured too, at the cost of two
-            backward passes a batch, one of them with all branches detached.
+        loss: ``loss(output)`` or ``loss(output, batch)``, a scalar. With it gradients are measured too, at the cost of
+            two backward passes a batch, one of them with all branches detached.
 
     Returns:
         An `Inspection`: ``.findings`` are the warnings, each with what to do, ``.sites`` the values,
