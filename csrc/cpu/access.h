@@ -81,9 +81,6 @@ template <class T, class Store> struct Stored {
 
 // ---- access: how a kernel reaches its matrices
 
-// Rows that are read from memory while others are written need more lines under way than the processor asks for by itself.
-constexpr int64_t kAhead = 1024;  // bytes
-
 // All matrices hold E; the arithmetic is float.
 template <class E> struct Same {
   using T = float;
@@ -101,10 +98,16 @@ template <class E> struct Same {
     if constexpr (kByPiece && std::is_same_v<N, Whole>) return Reader<E>{row + column * E::kBytes};
     else return Loaded<T>{row ? load(dtype, row, column, n) : Pair<T>{}};
   }
-  // The lines that a later step will read.
+  // Lines that come from memory are asked for twice: far ahead for the second cache, which has many places for lines under way, and then
+  // for the first, which has few, and loads and stores wait where they are taken.
   template <class N> static ADDNORM_INLINE void fetch(const char* row, int64_t column, N) {
+    constexpr int64_t kFar = 2048, kNear = 512;  // columns
+    constexpr int kFirstCache = 3, kSecondCache = 2;
     if constexpr (std::is_same_v<N, Whole>)
-      each<kStep * E::kBytes / 64>([&](auto i) ADDNORM_LAMBDA { __builtin_prefetch(row + column * E::kBytes + kAhead + i.value * 64); });
+      each<kStep * E::kBytes / 64>([&](auto i) ADDNORM_LAMBDA {
+        __builtin_prefetch(row + (column + kFar) * E::kBytes + i.value * 64, 0, kSecondCache);
+        __builtin_prefetch(row + (column + kNear) * E::kBytes + i.value * 64, 0, kFirstCache);
+      });
   }
   template <class N, class Streaming> static ADDNORM_INLINE auto writer(DType dtype, char* row, int64_t column, N n, Streaming streaming) {
     if constexpr (kByPiece && std::is_same_v<N, Whole>) {

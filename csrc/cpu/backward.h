@@ -173,7 +173,7 @@ ADDNORM_INLINE void write_full_step(const BackwardPlan<Access>& p, const Backwar
 template <class Norm, class Access, Form kForm, bool kSums, bool kWrites, class Streaming, class T = typename Access::T>
 ADDNORM_OUTLINE void backward_pass(const BackwardPlan<Access>& plan, const BackwardRow<Norm, T>& next, const BackwardRow<Norm, T>& written,
                                    const uint16_t* lanes, Streaming streaming, typename Norm::template Gradient<T>& gradient) {
-  constexpr bool kFull = kForm == Form::full;
+  constexpr bool kFull = kForm == Form::full, kReadsDs = kFull || kForm == Form::dy_ds || kForm == Form::dropout_ds;
   constexpr int kRowTerms = Norm::kGradientSums;
   const BackwardPlan<Access> p = plan;  // copies: what no store can change stays in registers
   const BackwardRow<Norm, T> summed = next, row = written;
@@ -183,6 +183,7 @@ ADDNORM_OUTLINE void backward_pass(const BackwardPlan<Access>& plan, const Backw
       if (streaming) Access::fetch(summed.dy, c, n), Access::fetch(summed.z, c, n);
       if (!kFull || p.has_dy) sum_step(p, summed, c, n, accumulators);
     }
+    if (kWrites && kReadsDs && streaming && row.ds) Access::fetch(row.ds, c, n);
     if constexpr (kWrites && kFull) {
       write_full_step(p, row, lanes, c, n, streaming, [&](int u) ADDNORM_LAMBDA -> Piece<T>& { return accumulators[u][kRowTerms]; });
     } else if constexpr (kWrites) {
