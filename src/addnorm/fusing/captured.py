@@ -36,7 +36,7 @@ class Captured:
             if len(self._calls) >= MOST:
                 self._calls.clear()
             call = torch.compile(traced(self.model), backend=by_reference(self._backend), **isolation())
-            self._calls[version] = call
+            call = self._calls.setdefault(version, call)  # another thread may have come first
         return call(*args, **kwargs)
 
 

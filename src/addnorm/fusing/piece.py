@@ -35,6 +35,8 @@ class Piece:
 
         def left_alone(site: Site) -> Callable[[Tensor | None], None]:
             def note(weight: Tensor | None) -> None:
+                if self.closed:  # while another thread runs what was under trial
+                    return
                 name, call = callers.named(site.norm.result, weight)
                 record(Outcome(name, call, site.norm.kind, fused=False, reason=site.reason))
 
@@ -51,8 +53,8 @@ class Piece:
         trials = self.trials.values()
         if any(trial.reason is None for trial in trials):
             return False
+        self.closed = True  # before the trials are: a pass that is not counted to its end is not counted on
         for trial in trials:
             trial.open = False
         self.run = rewritten(self.module, {trial.site: trial.fused for trial in trials if trial.passed}, {}).forward
-        self.closed = True
         return True
