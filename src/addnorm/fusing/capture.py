@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 
 from ..backends import transforms_active
+from .arrays import copy_quietly
 from .base import FusedCall, hook_dicts
 from .callers import Callers
 from .captured import Captured
@@ -102,6 +103,7 @@ class EagerCall(FusedCall):
     def rewrite(self, module: GraphModule, _: list[Any]) -> Callable[..., Any]:
         """Dynamo's backend: the captured piece, ready to run."""
         self.look_over()
+        copy_quietly(module.graph)
         self.captures += 1
         piece = Piece(module, self.callers, self.report.record)
         self.report.drawn |= piece.has_drawn
@@ -135,6 +137,8 @@ class EagerCall(FusedCall):
             return REASON
         if self._given_up or not self.captures:
             return "the model was not captured"
+        if self.report.breaks:
+            return "not in the captured code: in a part that could not be captured (see below), or not called"
         return "not in the captured code: not called, or written in a way that is not recognised"
 
 

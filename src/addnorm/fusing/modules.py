@@ -143,9 +143,10 @@ class LocalCall(InPlace):
         where["every module"] = {name: getattr(module_file, f"_global{name}") for name in HOOKS}
         found = ((part, words) for part, held in where.items() for name, words in HOOKS.items() if held[name])
         part, words = next(found, ("it", "a hook"))
+        captured = "" if "backward" in words else ", or fuse in mode 'eager', which captures it"
         return (
-            f"{part} has {words}, which is to see the values of the module's own code: remove that (the handle that "
-            "registering it gave has remove()), or fuse in mode 'eager', which captures hooks too"
+            f"{part} has {words}, which sees what the module's own code computes: remove it (registering it gave a "
+            f"handle with remove()){captured}"
         )
 
     def watch(self, left: str, *args: Any, **kwargs: Any) -> None:
