@@ -15,7 +15,7 @@ from .dropout import draw_faster
 from .measured import inductor_is_faster
 from .report import Outcome, Report
 from .rewrite import put
-from .sites import Site, find_sites
+from .sites import Site, fusible_sites
 
 SOURCES = tuple(str(path) for path in sorted(Path(__file__).parent.glob("*.py")))
 
@@ -56,7 +56,7 @@ class FusePass(CustomGraphPass):
         def now(node: Node | None) -> Node | None:
             return None if node is None else moved.get(node, node)
 
-        for site in find_sites(graph):
+        for site in fusible_sites(graph):
             objection = self.objection(site)
             faster = "" if objection else self.faster(site)
             self.fused, self.native = self.fused + (not objection), self.native + bool(faster)

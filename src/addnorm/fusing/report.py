@@ -7,6 +7,8 @@ from typing import Any
 
 from ..words import count
 
+EMPTY = "its tensors were empty"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -46,8 +48,11 @@ class Report:
     drawn: bool = False  # whether dropouts beside the sites are drawn by the kernels too
 
     def record(self, outcome: Outcome) -> None:
-        """Keep the outcome; of one call captured more than once (train and eval, say) the latest counts."""
-        self.outcomes[outcome.norm, outcome.call] = outcome
+        """Keep the outcome; of one call captured more than once (train and eval, say) the latest counts,
+        but not one without rows, which tells nothing."""
+        place = outcome.norm, outcome.call
+        if outcome.reason != EMPTY or place not in self.outcomes:
+            self.outcomes[place] = outcome
 
     @property
     def sites(self) -> list[Outcome]:

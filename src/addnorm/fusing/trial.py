@@ -12,13 +12,12 @@ from torch.fx import Node
 
 from ..functional import add_norm, add_norm_stream, explain_dispatch
 from .measured import torch_is_faster, wants_grad
-from .report import Outcome
+from .report import EMPTY, Outcome
 from .rewrite import original
 from .sites import Site
 
 Results = tuple[Tensor, ...]
 UNJUDGED = "there was no finite number to judge it by yet"
-EMPTY = "its tensors were empty"
 SLOW = "eager"  # the backend in plain torch, which gains nothing where there is no sum
 ROUNDINGS = 8  # of the result's type, beside twice the original's error
 
