@@ -3,21 +3,25 @@ could not be captured."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import types
 import warnings
+from contextlib import ExitStack
 from typing import Any
 
 from torch._dynamo.callback import callback_handler
 
+LOGGER = logging.getLogger("torch._dynamo")
+
 
 class Quiet:
-    """Leaves out the warnings that Dynamo's files give while it captures for some caller: between the two, which run
-    under its lock, no code of the model's runs."""
+    """Leaves out what Dynamo warns and logs as a warning while it captures for some caller: between the two, which run
+    under its lock, no code of the model's runs. Who asked for more in the log gets all."""
 
     def __init__(self, caller: types.CodeType) -> None:
         self._caller = caller
-        self._held: warnings.catch_warnings | None = None
+        self._held = ExitStack()
 
     def listen(self) -> None:
         """Be told of captures; again after `torch._dynamo.reset`, which forgets who is."""
@@ -29,12 +33,13 @@ class Quiet:
         frame = sys._getframe()
         while frame is not None and frame.f_code is not self._caller:
             frame = frame.f_back
-        if frame is not None:
-            self._held = warnings.catch_warnings()
-            self._held.__enter__()
-            warnings.filterwarnings("ignore", module=r"torch\._dynamo\b")
+        if frame is None:
+            return
+        self._held.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module=r"torch\._dynamo\b")
+        if LOGGER.getEffectiveLevel() == logging.WARNING:
+            self._held.callback(LOGGER.setLevel, LOGGER.level)
+            LOGGER.setLevel(logging.ERROR)
 
     def end(self, _: Any) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            held.__exit__(None, None, None)
+        self._held.close()
