@@ -61,6 +61,35 @@ def test_without_dropout_the_sites_are_inductors(dropout: float) -> None:
     assert (fuse_pass.fused, fuse_pass.native) == (4, 0 if dropout else 4)
 
 
+def test_the_report_names_every_norm_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor, "inductor_is_faster", lambda site: "" if site.stream else "by rule")
+    fuse_pass = addnorm.FusePass()
+    assert repr(fuse_pass).startswith("FusePass: no norm calls seen yet")
+    torch.compile(encoder(True), options={"pre_grad_custom_pass": fuse_pass})(torch.randn(2, 5, 32))
+    sites = fuse_pass.report.sites
+    assert [(site.norm, site.call) for site in sites] == [(f"layers.{i}.norm{j}", 0) for i in (0, 1) for j in (1, 2)]
+    assert [site.fused for site in sites] == [False, True, True, True]
+    assert (fuse_pass.fused, fuse_pass.native) == (3, 0)
+    assert fuse_pass.report.complete
+    assert repr(fuse_pass).startswith("FusePass: 3 of 4 norm calls fused with their sum")
+
+
+def test_norms_that_share_a_sum() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.LayerNorm(32), nn.RMSNorm(32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            total = x + nn.functional.dropout(torch.tanh(x), 0.1)
+            return self.a(total) * self.b(total)
+
+    fuse_pass = addnorm.FusePass()
+    torch.compile(Twice(), options={"pre_grad_custom_pass": fuse_pass})(torch.randn(2, 5, 32))
+    assert (fuse_pass.fused, fuse_pass.native) == (1, 0)
+    assert [site.fused for site in fuse_pass.report.sites] == [True, False]
+
+
 def test_the_hash_follows_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     before = addnorm.FusePass().uuid()
     assert addnorm.FusePass().uuid() == before

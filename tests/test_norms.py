@@ -235,7 +235,7 @@ def test_a_policy_of_one_s_own_works() -> None:
     x = rows((2, 17)).float()
     stack = Stack([torch.nn.Identity()] * 2, 17, norm=Halved(), placement="post")
     torch.testing.assert_close(stack(x), x)
-    assert stack.describe().startswith("post: 2 sublayers in 1 layers, width 17, halved norm")
+    assert stack.describe().startswith("post: 2 sublayers in 1 layer, width 17, halved norm")
 
 
 def test_table_holds_each_norm_by_its_name() -> None:

@@ -250,8 +250,8 @@ def test_another_shape_is_refused_and_both_are_named(shape: tuple[int, ...]) -> 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"sublayers": []}, "0 sublayers do not make whole layers of sublayers_per_layer=2"),
-        ({"sublayers": linears(3)}, "3 sublayers do not make whole layers"),
+        ({"sublayers": []}, "0 sublayers can not make whole layers of sublayers_per_layer=2"),
+        ({"sublayers": linears(3)}, "3 sublayers can not make whole layers"),
         ({"sublayers": [nn.ReLU(), torch.relu]}, r"sublayers\[1\] must be a torch.nn.Module, got builtin"),
         ({"sublayers": nn.Linear(D, D)}, "sublayers must be an iterable of torch.nn.Module, got Linear"),
         ({"final_norm": "yes"}, "final_norm must be True, False or None, got str"),

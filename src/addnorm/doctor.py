@@ -14,6 +14,7 @@ from . import machine
 from .backends import native, triton
 from .functional import explain_dispatch
 from .machine import Machine
+from .words import count
 
 EXTRAS = {
     "report": ("rich", "jinja2", "plotly"),
@@ -125,7 +126,7 @@ def machine_lines(seen: Diagnosis) -> list[str]:
     return [
         f"addnorm {m.addnorm}, torch {m.torch}, Python {m.python}, {m.system}",
         f"CPU           {m.cpu}{f' ({caches})' if caches else ''}",
-        f"threads       {m.threads} of torch, {m.cores} cores",
+        f"threads       {m.threads} of torch, {count(m.cores, 'core')}",
         f"huge pages    {m.huge_pages}{huge_page_hint(m.huge_pages)}",
         f"CUDA          {'available' if seen.cuda else 'not available'}; triton: {seen.triton}",
         f"GPU kernels   {f'none run: {seen.gpu_kernels}' if seen.gpu_kernels else f'run on {seen.gpu}'}",

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import reference
 from ..call import describe
+from ..words import count
 from .cases import BACKWARD, EPS, Case
 from .contenders import Entry
 from .inputs import Inputs
@@ -153,7 +154,7 @@ def malformed(case: Case, inputs: Inputs, results: Sequence[Tensor]) -> str:
     """What is wrong with the number, dtype or shape of the results, or nothing."""
     names = result_names(case, inputs)
     if len(results) != len(names):
-        return f"gives {len(results)} results instead of {len(names)}"
+        return f"gives {count(len(results), 'result')} instead of {len(names)}"
     for name, result in zip(names, results, strict=True):
         shape = (case.d,) if name in COLUMN_SUMS else (case.rows, case.d)
         if tuple(result.shape) != shape or result.dtype != case.torch_dtype:

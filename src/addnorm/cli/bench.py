@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..words import count
 from .errors import CommandError, UsageError
 from .output import add_output, check_output, deliver, json_text, progress, write
 
@@ -109,4 +110,7 @@ def load(path: Path) -> Results:
 def warn_if_busy() -> None:
     load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
     if load > cores / 2:
-        print(f"addnorm: the machine is busy (load {load:.1f}, {cores} cores), times will suffer", file=sys.stderr)
+        print(
+            f"addnorm: the machine is busy (load {load:.1f}, {count(cores, 'core')}), times will suffer",
+            file=sys.stderr,
+        )

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..words import count
 from .errors import CommandError, UsageError
 from .output import Progress, add_output, check_output, deliver, progress, read
 
@@ -45,7 +46,7 @@ def pairs(path: Path) -> list[str]:
     """The sentences of a file; two are the fewest that a loss can be had from."""
     sentences = read(path)
     if len(sentences) < 2:
-        raise UsageError(f"{path} has {len(sentences)} sentences, one a line: give 2 or more")
+        raise UsageError(f"{path} has {count(len(sentences), 'sentence')}, one a line: give 2 or more")
     return sentences
 
 

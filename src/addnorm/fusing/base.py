@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -12,10 +13,16 @@ import torch
 from torch import nn
 from torch.nn.modules import module as module_file
 
+from ..modules import AddNorm
 from .report import Outcome, Report
 
 PLACE = "_compiled_call_impl"  # what torch.nn.Module.__call__ calls instead of forward; never copied nor saved
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+HOOKS = {  # where a module keeps its hooks, and how they are called
+    "_forward_pre_hooks": "a forward pre-hook",
+    "_forward_hooks": "a forward hook",
+    "_backward_pre_hooks": "a backward pre-hook",
+    "_backward_hooks": "a backward hook",
+}
 NORMS = ("LayerNorm", "RMSNorm")  # how the names of classes of norms end
 
 
@@ -30,8 +37,9 @@ class FusedCall(InPlace, ABC):
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.report = Report(mode=self.mode)
+        self.report = Report(mode=self.mode, own=sum(isinstance(module, AddNorm) for module in model.modules()))
         self.handle: Any = None
+        self.lock = threading.Lock()  # held while what one pass found is taken over for all
         self._first = True
         self._before: Any = None  # what had the model's place of call
         self._visible: dict[str, Any] = {}  # what else of ours is in the model's __dict__
@@ -152,11 +160,11 @@ def hide(model: nn.Module, ours: dict[str, Any]) -> None:
     """Undoes `visible`, where another has not set these since."""
     for name, value in ours.items():
         if model.__dict__.get(name) is value:
-            del model.__dict__[name]
+            model.__dict__.pop(name, None)  # another thread may go the same way
 
 
 def unseen(model: nn.Module, report: Report) -> list[str]:
     """The model's norm modules of which no call was seen."""
-    called = {name for name, _ in report.outcomes}
+    called = {outcome.norm for outcome in report.sites}
     norms = {name for name, module in model.named_modules() if type(module).__name__.endswith(NORMS)}
     return sorted(norms - called)

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections import Counter
 
 from torch import Tensor, nn
 from torch.fx import Node
 
 ROOT = "L['model']"  # how Dynamo names the argument of a captured function that the model is
+
+
+class Pass(threading.local):
+    """What is known of the pass through the model that this thread makes; others may make theirs at the same time."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self.calls: dict[str, int] = {}  # how many norm calls each module made, by its path
+        self.captured = False  # whether a captured piece ran
+
+    def count(self, path: str) -> int:
+        """One more norm call; how many there were before."""
+        before = self.calls.get(path, 0)
+        self.calls[path] = before + 1
+        return before
 
 
 class Callers:
@@ -17,7 +34,7 @@ class Callers:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
-        self._calls: Counter[str] = Counter()
+        self.now = Pass()
         self.look_over()
 
     def look_over(self) -> None:
@@ -27,15 +44,10 @@ class Callers:
         self._paths = {str(id(module)): name for name, module in modules.items()}
         self._owners = {id(p): name for name, module in modules.items() for p in module.parameters(recurse=False)}
 
-    def start(self) -> None:
-        """A new pass: calls are counted from 0 again."""
-        self._calls.clear()
-
     def named(self, norm: Node, weight: Tensor | None) -> tuple[str, int]:
         """The path of the module that called a norm with this weight, and how many norm calls it made before."""
         name = self.path(norm, weight)
-        self._calls[name] += 1
-        return name, self._calls[name] - 1
+        return name, self.now.count(name)
 
     def path(self, node: Node, weight: Tensor | None = None) -> str:
         """The path of the module that a node was traced in.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
@@ -15,6 +14,7 @@ from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 
 from ..backends import transforms_active
+from .arrays import copy_quietly
 from .base import FusedCall, hook_dicts
 from .callers import Callers
 from .captured import Captured
@@ -30,12 +30,11 @@ class EagerCall(FusedCall):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.captures = 0
-        self._ran = False  # whether a captured piece ran in this call
         self._given_up = False  # whether the model can not be captured
         self._open: list[Piece] = []
         self._hooks: list[dict[int, Any]] = []
         self.callers = Callers(model)
-        self._breaks = Counter(counters["graph_break"])
+        self._breaks: Counter[str] | None = None  # Dynamo's count of all models' before the first pass
         self._nested = NestedEncoders(model)
         self.look_over()
         self.start()
@@ -56,11 +55,13 @@ class EagerCall(FusedCall):
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The captured call; the model's own where Dynamo gives it up, so that its own errors are raised as ever."""
-        self._ran = False
+        self.callers.now.start()
+        if self._breaks is None:
+            self._breaks = Counter(counters["graph_break"])
         try:
             return self.entry()(self.version(), *args, **kwargs)
         except TorchDynamoException as error:
-            if self._ran:  # from the start again would do twice what the first part has done
+            if self.callers.now.captured:  # from the start again would do twice what the first part has done
                 raise
             failure = error
         except Exception:
@@ -86,8 +87,11 @@ class EagerCall(FusedCall):
 
     def give_up(self, cause: str) -> None:
         """Run the model as it was from now on."""
-        self._given_up = True
-        self.report.breaks = (*self.report.breaks, cause)
+        with self.lock:
+            if self._given_up:
+                return
+            self._given_up = True
+            self.report.breaks = (*self.report.breaks, cause)
         name = type(self.model).__name__
         warnings.warn(f"addnorm.fuse could not capture {name}, which runs as it was: {cause}", stacklevel=6)
 
@@ -99,6 +103,7 @@ class EagerCall(FusedCall):
     def rewrite(self, module: GraphModule, _: list[Any]) -> Callable[..., Any]:
         """Dynamo's backend: the captured piece, ready to run."""
         self.look_over()
+        copy_quietly(module.graph)
         self.captures += 1
         piece = Piece(module, self.callers, self.report.record)
         self.report.drawn |= piece.has_drawn
@@ -108,29 +113,32 @@ class EagerCall(FusedCall):
 
     def noted(self, piece: Callable[..., Any]) -> Callable[..., Any]:
         """A captured piece that leaves word when it runs, and does not hold the model."""
-        whole = weakref.ref(self)
+        now = self.callers.now
 
         def run(*args: Any) -> Any:
-            if (call := whole()) is not None:
-                call._ran = True
+            now.captured = True
             return piece(*args)
 
         return run
 
     def settle(self) -> None:
         """After a pass: what was tried and agrees is trusted from now on."""
-        self.callers.start()
-        self._open = [piece for piece in self._open if not piece.close()]
-        if self._first:
-            new = Counter(counters["graph_break"]) - self._breaks
-            self.report.breaks = (*self.report.breaks, *(summary(reason) for reason in new))
-            self.complete()
+        with self.lock:
+            for piece in [*self._open]:
+                if piece.close():
+                    self._open.remove(piece)
+            if self._first:
+                new = Counter(counters["graph_break"]) - (self._breaks or Counter())
+                self.report.breaks = (*self.report.breaks, *(summary(reason) for reason in new))
+                self.complete()
 
     def why_unseen(self, name: str) -> str:
         if any(name.startswith(path) for path in self._nested.encoders) and not self.captures:
             return REASON
         if self._given_up or not self.captures:
             return "the model was not captured"
+        if self.report.breaks:
+            return "not in the captured code: in a part that could not be captured (see below), or not called"
         return "not in the captured code: not called, or written in a way that is not recognised"
 
 

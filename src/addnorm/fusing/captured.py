@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from .quiet import Quiet
+
 Backend = Callable[[GraphModule, list[Any]], Callable[..., Any]]
 NUMBERS = count()
 MOST = 64  # captures kept: a hook that comes anew at each step makes one each
@@ -35,9 +37,13 @@ class Captured:
         if call is None:
             if len(self._calls) >= MOST:
                 self._calls.clear()
+            QUIET.listen()
             call = torch.compile(traced(self.model), backend=by_reference(self._backend), **isolation())
-            self._calls[version] = call
+            call = self._calls.setdefault(version, call)  # another thread may have come first
         return call(*args, **kwargs)
+
+
+QUIET = Quiet(Captured.__call__.__code__)
 
 
 def by_reference(method: weakref.WeakMethod[Backend]) -> Backend:

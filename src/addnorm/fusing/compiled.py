@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
+from .arrays import copy_quietly
 from .callers import Callers
 from .capture import EagerCall
 from .captured import Captured
@@ -28,10 +30,9 @@ class TriedPass(FusePass):
         tried = self.outcomes(site)
         return super().objection(site) or next((outcome.reason for outcome in tried if not outcome.fused), "")
 
-    def left(self, site: Site, reason: str) -> None:
-        super().left(site, reason)
-        for outcome in self.outcomes(site):
-            self.report.record(replace(outcome, backend="inductor", reason=outcome.reason or reason))
+    def note(self, site: Site, objection: str, faster: str, calls: Counter[str]) -> None:
+        for outcome in self.outcomes(site) if objection or faster else ():
+            self.report.record(replace(outcome, backend="inductor", reason=outcome.reason or faster))
 
     def outcomes(self, site: Site) -> list[Any]:
         """Those of the module that calls the norm."""
@@ -56,6 +57,7 @@ class InductorCall(EagerCall):
         from torch._inductor.compile_fx import compile_fx  # takes seconds, and warns about torch itself
 
         self.look_over()
+        copy_quietly(module.graph)
         self.captures += 1
         TriedPass(self.report, self.callers)(module.graph)
         module.recompile()

@@ -74,6 +74,13 @@ class Handle:
         if self._depth == 0:
             self.undo()
 
+    def __reduce_ex__(self, _: Any) -> Any:
+        name = type(self.model).__name__
+        raise TypeError(
+            f"the handle of a fused {name} can not be pickled or copied: save or copy the model, which gives the plain "
+            "one (model.state_dict(), copy.deepcopy(model)), and fuse that again; or undo() and drop the handle first"
+        )
+
     def __repr__(self) -> str:
         undone = "" if self.model.__dict__.get(PLACE) is self._call else " (undone)"
         return f"{type(self.model).__name__}{undone}: {self.report}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from torch.fx import Graph, GraphModule, Node
 from ..functional import add_norm, add_norm_stream
 from .dropout import draw_faster
 from .measured import inductor_is_faster
+from .report import Outcome, Report
 from .rewrite import put
-from .sites import Site, find_sites
+from .sites import Site, fusible_sites
 
 SOURCES = tuple(str(path) for path in sorted(Path(__file__).parent.glob("*.py")))
 
@@ -31,32 +34,40 @@ class FusePass(CustomGraphPass):
     Attributes:
         fused: How many sites were found, over all graphs that Inductor did not take from its cache.
         native: How many of them are left to Inductor's own fusion.
+        report: Every norm call, as in `addnorm.fuse`'s; of a graph that is compiled more than once the latest counts.
     """
 
     def __init__(self) -> None:
         self.fused = self.native = 0
+        self.report = Report()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}: {self.report}"
 
     def __call__(self, graph: Graph) -> None:
+        self.rewrite(graph, Counter())
+        self.report.complete = True
+
+    def rewrite(self, graph: Graph, calls: Counter[str]) -> None:
+        """Of one graph and those inside it; `calls` counts each module's norm calls."""
         here: dict[Node, Node] = {node: node for node in graph.nodes}
         moved: dict[Node, Node] = {}
 
         def now(node: Node | None) -> Node | None:
             return None if node is None else moved.get(node, node)
 
-        for site in find_sites(graph):
-            if self.objection(site):
-                self.left(site, "")
-            elif reason := self.faster(site):
-                self.fused, self.native = self.fused + 1, self.native + 1
-                self.left(site, reason)
-            else:
+        for site in fusible_sites(graph):
+            objection = self.objection(site)
+            faster = "" if objection else self.faster(site)
+            self.fused, self.native = self.fused + (not objection), self.native + bool(faster)
+            self.note(site, objection, faster, calls)
+            if not objection and not faster:
                 put(graph, site, add_norm_stream if site.stream else add_norm, here, moved, now)
-                self.fused += 1
         draw_faster(graph)
         if graph.owning_module is not None:
             for inner in graph.owning_module.children():
                 if isinstance(inner, GraphModule):  # as checkpointing makes them
-                    self(inner.graph)
+                    self.rewrite(inner.graph, calls)
                     inner.recompile()
 
     def objection(self, site: Site) -> str:
@@ -67,9 +78,29 @@ class FusePass(CustomGraphPass):
         """Why a site is left to Inductor's own fusion; "" if it is not."""
         return inductor_is_faster(site)
 
-    def left(self, site: Site, reason: str) -> None:
-        """A norm call stays in the graph as it is, for a reason if it could have been fused."""
+    def note(self, site: Site, objection: str, faster: str, calls: Counter[str]) -> None:
+        """Report what becomes of a norm call."""
+        name, fused = path(site.norm.result), not objection
+        self.report.record(
+            Outcome(
+                name,
+                calls[name],
+                site.norm.kind,
+                fused,
+                folded=site.folded if fused else (),
+                stream=site.stream and fused,
+                reason=objection or faster,
+                backend="inductor" if objection or faster else "",
+            )
+        )
+        calls[name] += 1
 
     def uuid(self) -> Any:
         """A hash of what decides the rewriting, for Inductor's cache of compiled code."""
         return get_hash_for_files(SOURCES)
+
+
+def path(node: Node) -> str:
+    """The path of the module that a node was traced in, from the model that is compiled on."""
+    way = next((entry[0] for entry in reversed((node.meta.get("nn_module_stack") or {}).values())), "")
+    return re.sub(r"^L\['\w+'\]\.?|^G\['|'\]", "", way)

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as module_file
 from torch.utils._pytree import tree_map
 
 from ..functional import explain_dispatch
-from .base import PLACE, FusedCall, InPlace, hook_dicts, is_traced, put, take
+from .base import HOOKS, PLACE, FusedCall, InPlace, hook_dicts, is_traced, put, take
+from .callers import Pass
 from .local import KINDS, Local, Part
 from .measured import ALONE as FAST_ALONE
 from .report import Outcome
@@ -34,6 +36,7 @@ class ModulesCall(FusedCall):
         self._at_rest: Any = None
         self._sample: dict[str, Any] = {}  # the parameters of a norm that rests
         self.watching = True  # whether calls are counted and reported: in the first pass
+        self.now = Pass()
 
     def install(self) -> None:
         super().install()
@@ -48,15 +51,22 @@ class ModulesCall(FusedCall):
     def call(self, *args: Any, **kwargs: Any) -> Any:
         if self.circumstances() != self._at_rest:
             self.wake()
+        if self._first:
+            self.now.start()
         result = (self.model._call_impl if self._own is None else self._own)(*args, **kwargs)
         if self._first:
-            self.watching = False
-            for call in self._calls.values():
-                call.count = 0
-            self.complete()
+            self.settle()
         if self._at_rest is None:
             self.rest()
         return result
+
+    def settle(self) -> None:
+        """After the first pass, or another thread's that began before its end."""
+        self.now.start()
+        with self.lock:
+            self.watching = False
+            if self._first:
+                self.complete()
 
     def rest(self) -> None:
         """Take ours from the norms that are left to torch, as things are. To ask each time is too slow: between two
@@ -105,10 +115,9 @@ class LocalCall(InPlace):
         self.backend = ""
         self.idle = False  # whether torch was faster when it was last called
         self.rests = False  # whether it is taken out for that
-        self.count = 0  # of the calls in this pass
         self._readings = readings
-        bypassed = (getattr(self.module, name) for name in readings[0].bypassed)
-        self._hooks = hook_dicts([self.module, *bypassed])
+        self._hooked = {"it": self.module, **{name: getattr(self.module, name) for name in readings[0].bypassed}}
+        self._hooks = hook_dicts(self._hooked.values())
 
     @classmethod
     def of(cls, module: nn.Module, path: str, owner: ModulesCall) -> LocalCall | None:
@@ -118,9 +127,9 @@ class LocalCall(InPlace):
         return next((cls(path, read(module), owner) for kind, read in KINDS.items() if kind.matches(module)), None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if is_traced() or any(self._hooks):  # hooks see the modules' own values
+        if is_traced():
             return self.module._call_impl(*args, **kwargs)
-        left = self._readings[0].left_to(*args, **kwargs)
+        left = self.hook() if any(self._hooks) else self._readings[0].left_to(*args, **kwargs)
         self.idle = left == FAST_ALONE
         if self.owner.watching or (self.reason is None and not left):
             self.watch(left, *args, **kwargs)
@@ -128,32 +137,45 @@ class LocalCall(InPlace):
             return self.module._call_impl(*args, **kwargs)
         return self.local.forward(*args, **kwargs)
 
+    def hook(self) -> str:
+        """Which hook keeps the module's own code running."""
+        where = {name: vars(module) for name, module in self._hooked.items()}
+        where["every module"] = {name: getattr(module_file, f"_global{name}") for name in HOOKS}
+        found = ((part, words) for part, held in where.items() for name, words in HOOKS.items() if held[name])
+        part, words = next(found, ("it", "a hook"))
+        captured = "" if "backward" in words else ", or fuse in mode 'eager', which captures it"
+        return (
+            f"{part} has {words}, which sees what the module's own code computes: remove it (registering it gave a "
+            f"handle with remove()){captured}"
+        )
+
     def watch(self, left: str, *args: Any, **kwargs: Any) -> None:
         """Try the fused forward, where that has not been done, and report this call."""
         if self.reason is None and not left:
-            self.local, self.reason, self.backend = judged(self._readings, args, kwargs)
+            self.local, self.backend, self.reason = judged(
+                self._readings, args, kwargs
+            )  # the last is what others ask for
         reason = left or self.reason or ""
         local = self.local or self._readings[0]
-        for outcome in (self.outcome(part, reason) for part in local.parts()):
+        call = self.owner.now.count(self.path) if self.owner.watching else 0
+        for outcome in (self.outcome(part, call, reason) for part in local.parts()):
             told = (outcome.norm, outcome.call) in self.owner.report.outcomes
             if not (left and told):  # the block that holds a norm has said more of why it is left
                 self.owner.report.record(outcome)
-        if self.owner.watching:
-            self.count += 1
 
-    def outcome(self, part: Part, reason: str) -> Outcome:
+    def outcome(self, part: Part, call: int, reason: str) -> Outcome:
         """What became of one norm of the module."""
         norm = ".".join(name for name in (self.path, part.norm) if name)
         if self.local is None or reason:
-            return Outcome(norm, self.count, part.kind, fused=False, reason=reason or UNJUDGED)
+            return Outcome(norm, call, part.kind, fused=False, reason=reason or UNJUDGED)
         if not part.folded:
-            return Outcome(norm, self.count, part.kind, False, plain=True, reason=ALONE, backend=self.backend)
-        return Outcome(norm, self.count, part.kind, True, part.folded, part.stream, backend=self.backend)
+            return Outcome(norm, call, part.kind, False, plain=True, reason=ALONE, backend=self.backend)
+        return Outcome(norm, call, part.kind, True, part.folded, part.stream, backend=self.backend)
 
 
 @torch.no_grad()
-def judged(readings: list[Local], args: Any, kwargs: Any) -> tuple[Local | None, str | None, str]:
-    """``(reading, reason, backend)``: the first reading that gives what the module gives, or why there is none.
+def judged(readings: list[Local], args: Any, kwargs: Any) -> tuple[Local | None, str, str | None]:
+    """``(reading, backend, reason)``: the first reading that gives what the module gives, or why there is none.
 
     Compared is a copy of the module in eval mode, so without dropout, with itself in float64.
     """
@@ -161,11 +183,11 @@ def judged(readings: list[Local], args: Any, kwargs: Any) -> tuple[Local | None,
         twin = copy.deepcopy(readings[0].module).eval()
         before = tensors(twin(*args, **kwargs))
         if before[0].is_meta:
-            return None, WITHOUT_NUMBERS, ""
+            return None, "", WITHOUT_NUMBERS
         with torch.autocast(device_type=before[0].device.type, enabled=False):
             exact = tensors(copy.deepcopy(twin).double()(*wide(args), **wide(kwargs)))
     except (TypeError, ValueError, RuntimeError) as error:
-        return None, f"it can not be tried on a copy: {error}", ""
+        return None, "", f"it can not be tried on a copy: {error}"
     reason: str | None = ""
     for reading in readings:
         local = copy.copy(reading)
@@ -179,9 +201,9 @@ def judged(readings: list[Local], args: Any, kwargs: Any) -> tuple[Local | None,
         if reason == "":
             backend = explain_dispatch(after[0], norm=reading.parts()[0].kind).chosen
             if backend == SLOW and not reading.parts()[0].folded:
-                return None, f"{ALONE}; no kernel takes it alone", ""
-            return reading, "", backend
-    return None, reason, ""
+                return None, "", f"{ALONE}; no kernel takes it alone"
+            return reading, backend, ""
+    return None, "", reason
 
 
 def tensors(result: Any) -> tuple[Tensor, ...]:

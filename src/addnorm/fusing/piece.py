@@ -13,7 +13,7 @@ from .dropout import has_drawn
 from .fast_path import REASON, fast_layers
 from .report import Outcome
 from .rewrite import rewritten
-from .sites import Site, find_sites
+from .sites import Site, fusible_sites
 from .trial import Trial
 
 Record = Callable[[Outcome], None]
@@ -25,7 +25,7 @@ class Piece:
     def __init__(self, module: GraphModule, callers: Callers, record: Record) -> None:
         self.module = module
         inner = [part for part in module.modules() if isinstance(part, GraphModule)]
-        sites = [site for part in inner for site in find_sites(part.graph, checkpointed=part is not module)]
+        sites = [site for part in inner for site in fusible_sites(part.graph, checkpointed=part is not module)]
         self.trials = {site: Trial(site, callers.named, record) for site in sites if site.plain or not site.reason}
         self.others = [site for site in sites if site not in self.trials]
         self.closed = not sites
@@ -35,6 +35,8 @@ class Piece:
 
         def left_alone(site: Site) -> Callable[[Tensor | None], None]:
             def note(weight: Tensor | None) -> None:
+                if self.closed:  # while another thread runs what was under trial
+                    return
                 name, call = callers.named(site.norm.result, weight)
                 record(Outcome(name, call, site.norm.kind, fused=False, reason=site.reason))
 
@@ -51,8 +53,8 @@ class Piece:
         trials = self.trials.values()
         if any(trial.reason is None for trial in trials):
             return False
+        self.closed = True  # before the trials are: a pass that is not counted to its end is not counted on
         for trial in trials:
             trial.open = False
         self.run = rewritten(self.module, {trial.site: trial.fused for trial in trials if trial.passed}, {}).forward
-        self.closed = True
         return True

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..words import count
+
+EMPTY = "its tensors were empty"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -28,7 +32,8 @@ class Outcome:
             return f"left   {name}: {self.reason}"
         parts = " + ".join((*self.folded, f"{self.kind} norm"))
         stream = ", the sum lives on" if self.stream else ""
-        return f"fused  {name}: {parts}{stream} ({self.backend})"
+        backend = f" ({self.backend})" if self.backend else ""
+        return f"fused  {name}: {parts}{stream}{backend}{f', {self.reason}' if self.reason else ''}"
 
 
 @dataclass
@@ -36,14 +41,18 @@ class Report:
     """Every norm call of a model, in order of execution. Complete after the first call of the model."""
 
     mode: str = ""  # the mode that runs
+    own: int = 0  # AddNorm modules of the model, which are fused as they are written and are not among the outcomes
     outcomes: dict[tuple[str, int], Outcome] = field(default_factory=dict)
     complete: bool = False  # whether the model has been called
     breaks: tuple[str, ...] = ()  # why parts of the model could not be captured
     drawn: bool = False  # whether dropouts beside the sites are drawn by the kernels too
 
     def record(self, outcome: Outcome) -> None:
-        """Keep the outcome; of one call captured more than once (train and eval, say) the latest counts."""
-        self.outcomes[outcome.norm, outcome.call] = outcome
+        """Keep the outcome; of one call captured more than once (train and eval, say) the latest counts,
+        but not one without rows, which tells nothing."""
+        place = outcome.norm, outcome.call
+        if outcome.reason != EMPTY or place not in self.outcomes:
+            self.outcomes[place] = outcome
 
     @property
     def sites(self) -> list[Outcome]:
@@ -63,7 +72,8 @@ class Report:
         return len(self.sites) - self.fused
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"fused": int, "skipped": int, "sites": [...], "breaks": [...], "drawn": bool, "mode": str}``, for JSON."""
+        """``{"fused": int, "skipped": int, "sites": [...], "breaks": [...], "drawn": bool, "mode": str, "own": int}``,
+        for JSON."""
         sites = [{**asdict(outcome), "folded": list(outcome.folded)} for outcome in self.sites]
         return {
             "fused": self.fused,
@@ -72,16 +82,25 @@ class Report:
             "breaks": list(self.breaks),
             "drawn": self.drawn,
             "mode": self.mode,
+            "own": self.own,
         }
+
+    def hint(self) -> str:
+        """What is there without fusing, in a model that is written with this library."""
+        if not self.own:
+            return ""
+        runs = "runs" if self.own == 1 else "run"
+        return f"its {count(self.own, 'AddNorm module')} {runs} fused as written: nothing is left to fuse there"
 
     def __str__(self) -> str:
         if not self.outcomes and not self.breaks:
             when = "" if self.complete else " yet: the report is complete after the first call of the model"
-            return f"no norm calls seen{when}"
+            return f"no norm calls seen{when}{f'; {hint}' if (hint := self.hint()) else ''}"
         alone = f", {self.plain} more run as a plain norm" if self.plain else ""
         mode = f" (mode {self.mode})" if self.mode else ""
-        lines = [f"{self.fused} of {len(self.outcomes)} norm calls fused with their sum{alone}{mode}"]
+        lines = [f"{self.fused} of {count(len(self.outcomes), 'norm call')} fused with their sum{alone}{mode}"]
         lines += [f"  {outcome}" for outcome in self.sites]
+        lines += [f"  {self.hint()}"] if self.own else []
         lines += ["  dropouts beside the sites are drawn by the kernels too"] if self.drawn else []
         lines += [f"  not captured in one piece: {reason}" for reason in self.breaks]
         return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +12,12 @@ from torch.fx import Node
 
 from ..functional import add_norm, add_norm_stream, explain_dispatch
 from .measured import torch_is_faster, wants_grad
-from .report import Outcome
+from .report import EMPTY, Outcome
 from .rewrite import original
 from .sites import Site
 
 Results = tuple[Tensor, ...]
 UNJUDGED = "there was no finite number to judge it by yet"
-EMPTY = "its tensors were empty"
 SLOW = "eager"  # the backend in plain torch, which gains nothing where there is no sum
 ROUNDINGS = 8  # of the result's type, beside twice the original's error
 
@@ -32,6 +32,7 @@ class Trial:
         self.site, self.named, self.record = site, named, record
         self.reason: str | None = None
         self.open = True
+        self._verdict = threading.Lock()
 
     @property
     def fused(self) -> Callable[..., Any]:
@@ -87,9 +88,10 @@ class Trial:
             reason = self.better_left(x, backend, training)
         if reason is None and x.numel() == 0:  # as will be all that this graph is for: Dynamo captures others anew
             reason = EMPTY
-        self.note(weight, UNJUDGED if reason is None else reason, backend)
-        if not self.reason and reason is not None:  # one that disagreed once is never trusted
-            self.reason = reason
+        with self._verdict:
+            if not self.reason and reason is not None:  # one that disagreed once is never trusted
+                self.reason = reason
+            self.note(weight, UNJUDGED if self.reason is None else self.reason, backend)
 
     def better_left(self, x: Tensor, backend: str, training: bool) -> str:
         """Why a norm without a sum gains nothing; "" where it does."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from ..call import check_number
+from ..words import count
 from .base import Placement, Settings, Site, State
 
 
@@ -57,7 +58,7 @@ class MixLN(Placement):
         return {}
 
     def algebra(self) -> tuple[str, ...]:
-        return (f"first {self.post_layers} layers: x <- N(x + drop(f(x)))", "then: h <- h + drop(f(N(h)))")
+        return (f"first {count(self.post_layers, 'layer')}: x <- N(x + drop(f(x)))", "then: h <- h + drop(f(N(h)))")
 
     def is_post(self, site: Site) -> bool:
         return site.layer < self.post_layers

@@ -9,6 +9,7 @@ from ..bench.cases import Case
 from ..bench.contenders import CONTENDERS, Eager
 from ..bench.cuda_contenders import CUDA_CONTENDERS
 from ..bench.results import FLOOR, OURS, Measurement, Results
+from ..words import count
 from .document import Document, Figure, Section, Table, digits, duration, number, ratio
 
 EAGER = Eager.name
@@ -37,7 +38,7 @@ def summary(results: Results) -> tuple[str, ...]:
             ahead = sum(r > 1 for r in ratios)
             lines.append(
                 f"{ratio(geometric_mean(ratios))} {LABELS[name]} in the geometric mean, {digits(min(ratios))} to "
-                f"{digits(max(ratios))}; ahead in {ahead} of {len(ratios)} cases."
+                f"{digits(max(ratios))}; ahead in {ahead} of {count(len(ratios), 'case')}."
             )
     wrong = [
         f"{LABELS[name]}, {m.case}: {m.reasons[name]}"
@@ -91,7 +92,7 @@ def facts(results: Results) -> dict[str, str]:
     machine = results.machine
     backends = sorted({m.backend for m in results.measurements})
     return {
-        "CPU": f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads",
+        "CPU": f"{machine.cpu}, {count(machine.cores, 'core')}, {count(machine.threads, 'thread')}",
         "Caches": ", ".join(f"{level} {size}" for level, size in machine.caches.items()) or "unknown",
         "Huge pages": machine.huge_pages,
         "addnorm": f"{machine.addnorm}, backend {' and '.join(backends)}, instruction set {machine.isa}",
@@ -112,8 +113,8 @@ def markdown(results: Results) -> str:
     machine = results.machine
     dtypes = " / ".join(dict.fromkeys(m.case.dtype for m in results.measurements))
     caption = (
-        f"{dtypes} in each cell. {machine.cpu}, {machine.threads} threads, {machine.isa}; addnorm {machine.addnorm}, "
-        f"torch {machine.torch}, ONNX Runtime {machine.onnxruntime}; {machine.date[:10]}. "
+        f"{dtypes} in each cell. {machine.cpu}, {count(machine.threads, 'thread')}, {machine.isa}; "
+        f"addnorm {machine.addnorm}, torch {machine.torch}, ONNX Runtime {machine.onnxruntime}; {machine.date[:10]}. "
         "Times are medians of interleaved runs; `floor` is addnorm's time over that of streaming the same bytes."
     )
     parts = [f"**Times quicker than {LABELS[EAGER]}**", "", *overview(groups), "", caption]

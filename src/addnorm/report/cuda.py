@@ -8,6 +8,7 @@ from statistics import median
 from ..bench.results import FLOOR, OURS, Measurement, Results
 from ..bench.targets import Verdict, verdicts
 from ..plot import Curve, Plot
+from ..words import count
 from . import bench
 from .document import Document, Section, Table, digits, duration, number, ratio
 
@@ -25,7 +26,7 @@ def document(results: Results) -> Document:
     lines = [line for line in bench.summary(results) if line != bench.HOW_TO_READ]
     found = verdicts(results)
     measured = [verdict for verdict in found if verdict.met is not None]
-    lines.append(f"{sum(bool(v.met) for v in measured)} of {len(measured)} targets met, {len(found)} in all.")
+    lines.append(f"{sum(bool(v.met) for v in measured)} of {count(len(measured), 'target')} met, {len(found)} in all.")
     sections = [targets(found)]
     sections += [section(group, measurements) for group, measurements in results.groups.items()]
     lines = [*(f"{check[0].upper()}{check[1:]}." for check in results.checks), *lines, HOW_TO_READ]
@@ -105,7 +106,7 @@ def facts(results: Results) -> dict[str, str]:
     return {
         "GPU": machine.gpu,
         "CUDA": f"{machine.cuda}, Triton {machine.triton}",
-        "CPU": f"{machine.cpu}, {machine.cores} cores",
+        "CPU": f"{machine.cpu}, {count(machine.cores, 'core')}",
         "addnorm": machine.addnorm,
         "torch": machine.torch,
         "Peers": ", ".join(f"{name} {version}" for name, version in machine.peers.items()) or "none installed",

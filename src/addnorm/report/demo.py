@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..demo.result import Agreement, DemoResult, Query, Workload
+from ..words import count
 from . import fuse
 from .document import Document, Figure, Section, Table, digits, duration, ratio
 
@@ -24,10 +25,10 @@ def summary(result: DemoResult) -> tuple[str, ...]:
     model = result.model
     same, asked = sum(query.same for query in result.queries), len(result.queries)
     lines = [
-        f"{model.name} ({model.layers} layers, width {model.width}, {model.parameters / 1e6:.1f} million "
-        f"parameters) on {model.sentences} sentences of {model.text}.",
+        f"{model.name} ({count(model.layers, 'layer')}, width {model.width}, {model.parameters / 1e6:.1f} million "
+        f"parameters) on {count(model.sentences, 'sentence')} of {model.text}.",
         *fuse.summary(result.report, result.agreement.holds),
-        f"{same} of {asked} questions find the same sentence.",
+        f"{same} of {count(asked, 'question')} find the same sentence.",
     ]
     lines += [
         f"{w.name}: Add & Norm alone {ratio(w.sites_speedup)}, the whole {ratio(w.speedup)}. It was {percent(w.share)} "

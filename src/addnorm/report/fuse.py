@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..demo.result import Fused, Machine
+from ..words import count
 from .document import Document, Figure, Section, Table, duration, ratio
 
 
@@ -28,10 +29,12 @@ def document(result: Fused) -> Document:
 def summary(report: dict[str, Any], holds: bool) -> tuple[str, str]:
     """What was fused, and whether the fused model is right."""
     plain = sum(site["plain"] for site in report["sites"])
-    alone = f", of which {plain} have no sum before them and run as a fused norm" if plain else ""
+    alone = (
+        f", of which {plain} without a sum before it {'runs' if plain == 1 else 'run'} as a fused norm" if plain else ""
+    )
     verdict = "is as close to float64 as the original" if holds else "is FURTHER from float64 than the original"
     return (
-        f"{report['fused']} Add & Norm calls fused, {report['skipped']} norm calls not{alone}.",
+        f"{count(report['fused'], 'Add & Norm call')} fused, {count(report['skipped'], 'norm call')} not{alone}.",
         f"The fused model {verdict}.",
     )
 
@@ -73,7 +76,7 @@ def times(uses: dict[str, dict[str, str]], text: tuple[str, ...] = (), figures: 
 def facts(machine: Machine) -> dict[str, str]:
     """Where the numbers were taken."""
     return {
-        "CPU": f"{machine.cpu}, {machine.threads} threads",
+        "CPU": f"{machine.cpu}, {count(machine.threads, 'thread')}",
         "addnorm": f"{machine.addnorm}, backend {machine.backend}",
         "torch": machine.torch,
         "transformers": machine.transformers,

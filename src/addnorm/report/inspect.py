@@ -8,6 +8,7 @@ from collections import Counter
 import torch
 
 from ..machine import cpu_model
+from ..words import count
 from ..xray import Finding, Inspection
 from ..xray.inspection import SiteResult
 from ..xray.measurements import MEASUREMENTS
@@ -44,9 +45,8 @@ def document(found: Inspection) -> Document:
 def summary(found: Inspection) -> tuple[str, ...]:
     """What was looked at, and how much there is to see."""
     mode = "forward and backward" if found.backward else "forward"
-    looked = (
-        f"{len(found.sites)} Add & Norm sites, {found.sites[0].tokens} real tokens in {found.batches} batches, {mode}."
-    )
+    where = f"{count(found.sites[0].tokens, 'real token')} in {count(found.batches, 'batch')}"
+    looked = f"{count(len(found.sites), 'Add & Norm site')}, {where}, {mode}."
     if not found.findings:
         return looked, "Nothing suspicious was found."
     counts = Counter(finding.urgency for finding in found.findings)
@@ -239,7 +239,7 @@ def facts(found: Inspection) -> dict[str, str]:
     overhead = found.overhead
     skipped = {f"no site: {name}": reason for name, reason in found.skipped.items()}
     return {
-        "Machine": f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "Machine": f"{cpu_model()}, {count(torch.get_num_threads(), 'thread')}, torch {torch.__version__}",
         "Overhead": f"{digits(overhead.factor)} times a plain pass of {duration(overhead.plain)}",
         "Capture": duration(overhead.capture),
         "Took": duration(overhead.total),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..comparison import Comparison, Row
+from ..words import count
 from .document import Document, Figure, Section, Table, digits, duration, number, ratio
 
 
@@ -13,7 +14,7 @@ def document(result: Comparison) -> Document:
         sections.append(training(result))
     machine = result.machine
     facts = {
-        "CPU": f"{machine.cpu}, {machine.threads} threads",
+        "CPU": f"{machine.cpu}, {count(machine.threads, 'thread')}",
         "addnorm": machine.addnorm,
         "torch": machine.torch,
         "Took": duration(result.seconds),
@@ -23,13 +24,14 @@ def document(result: Comparison) -> Document:
 
 def summary(result: Comparison) -> tuple[str, ...]:
     """Who learned the toy task and who did not."""
+    layers = f"{count(result.layers, 'layer')} of width {result.width}"
     if not result.seeds:
-        return (f"{len(result.rows)} placements, {result.layers} layers of width {result.width}, not trained.",)
+        return (f"{count(len(result.rows), 'placement')}, {layers}, not trained.",)
     learned = [row.name for row in result.rows if row.loss is not None and row.loss < result.chance / 2]
     others = [row.name for row in result.rows if row.name not in learned]
     return (
-        f"{result.layers} layers of width {result.width}, {result.steps} steps of Adam without warm-up, median of "
-        f"{result.seeds} seeds: who guesses has a loss of {digits(result.chance)}.",
+        f"{layers}, {count(result.steps, 'step')} of Adam without warm-up, median of "
+        f"{count(result.seeds, 'seed')}: who guesses has a loss of {digits(result.chance)}.",
         f"Less than half of that: {', '.join(learned) or 'none'}.",
         f"Not: {', '.join(others) or 'none'}.",
         "A toy says which placements train at all, not which is best in a model of yours.",

@@ -14,6 +14,7 @@ from ..call import check_count, check_probability
 from ..modules import AddNorm
 from ..norms import Norm, policy
 from ..placements import Settings, Site, make
+from ..words import count as counted
 from .sublayer import branch_of, check_module, check_width
 
 Kwargs = Sequence[Mapping[str, Any]]
@@ -83,7 +84,8 @@ class Stack(nn.Module):
         check_count("sublayers_per_layer", sublayers_per_layer)
         if not sublayers or len(sublayers) % sublayers_per_layer:
             raise ValueError(
-                f"{len(sublayers)} sublayers do not make whole layers of sublayers_per_layer={sublayers_per_layer}"
+                f"{counted(len(sublayers), 'sublayer')} can not make whole layers of "
+                f"sublayers_per_layer={sublayers_per_layer}"
             )
         check_probability("dropout", dropout)
         check_probability("drop_path", drop_path)
@@ -144,8 +146,11 @@ class Stack(nn.Module):
     def describe(self) -> str:
         """The algebra that runs, with its constants."""
         placement, settings = self.placement, self.placement.settings
-        count = len(self.sublayers)
-        facts = [f"{count} sublayers in {count // self.sublayers_per_layer} layers", f"width {self.d_model}"]
+        number = len(self.sublayers)
+        facts = [
+            f"{counted(number, 'sublayer')} in {counted(number // self.sublayers_per_layer, 'layer')}",
+            f"width {self.d_model}",
+        ]
         if any(isinstance(module, AddNorm) for module in self.modules()):
             facts.append(f"{policy(settings.norm).name} norm")
         facts += [f"{name} {p:g}" for name in ("dropout", "drop_path") if (p := getattr(settings, name))]
@@ -174,8 +179,8 @@ class Stack(nn.Module):
             )
         if len(sublayer_kwargs) not in (count, self.sublayers_per_layer):
             raise ValueError(
-                f"sublayer_kwargs has {len(sublayer_kwargs)} mappings: there must be one for each of the {count} "
-                f"sublayers, or one for each of a layer's {self.sublayers_per_layer}"
+                f"sublayer_kwargs has {counted(len(sublayer_kwargs), 'mapping')}: there must be one for each of the "
+                f"{counted(count, 'sublayer')}, or one for each of a layer's {self.sublayers_per_layer}"
             )
         return [{**shared, **sublayer_kwargs[index % len(sublayer_kwargs)]} for index in range(count)]
 

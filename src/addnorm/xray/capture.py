@@ -85,7 +85,7 @@ class ProbedCall:
         self._captured = Captured(model, self._probes.probed)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._probes.callers.start()
+        self._probes.callers.now.start()
         return self._captured(None, *args, **kwargs)
 
     @property

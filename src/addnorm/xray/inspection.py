@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..words import count
 from .base import Finding, Urgency
 from .measurements import MEASUREMENTS
 
@@ -82,11 +83,11 @@ class Inspection:
 
     def __str__(self) -> str:
         mode = "forward and backward" if self.backward else "forward"
-        tokens = self.sites[0].tokens
+        seen = f"{count(self.sites[0].tokens, 'token')} in {count(self.batches, 'batch')}"
         lines = [
-            f"{self.model}: {len(self.sites)} Add & Norm sites, {tokens} tokens in {self.batches} batches, {mode}; "
+            f"{self.model}: {count(len(self.sites), 'Add & Norm site')}, {seen}, {mode}; "
             f"{self.overhead.factor:.1f} times a plain pass, after {self.overhead.capture:.1f} s of capture",
-            f"{len(self.findings)} finding{'s' if len(self.findings) != 1 else ''}",
+            count(len(self.findings), "finding"),
             *([f"look first at {self.first[0].site or 'the model'}"] if self.first else []),
             *(f"  {finding}" for finding in self.findings),
         ]

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...words import count
 from ..base import Finding, Measurement, Rule, Urgency
 from ..streaming import PerToken, Where
 
@@ -67,4 +68,4 @@ class IdentityShare(Measurement):
         most = max(falls, key=lambda name: falls[name], default="")
         where = f"; going back it falls most at {most}: by {falls[most]:.3g} times" if most else ""
         for finding in below[:1]:
-            yield replace(finding, evidence=f"below at {len(below)} of {len(sites)} sites{where}")
+            yield replace(finding, evidence=f"below at {len(below)} of {count(len(sites), 'site')}{where}")
