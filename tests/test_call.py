@@ -76,6 +76,7 @@ OTHERS = [
     ("0-d x", {"x": torch.tensor(1.0), "residual": None}, ValueError, "x has no dimension"),
     ("residual is a number", {"residual": 1.0}, TypeError, "residual must be a torch.Tensor, got float"),
     ("row_scale is a number", {"row_scale": 1.0}, TypeError, "row_scale must be a torch.Tensor, got float"),
+    ("row_scale with a last 1", {"row_scale": torch.ones(ROWS, 1)}, ValueError, r"which row_scale\.squeeze\(-1\) is"),
     ("weight is a list", {"weight": [1.0] * D}, TypeError, "weight must be a torch.Tensor, got list"),
     ("dropout off, p bad", {"dropout_p": 1.5, "training": False}, ValueError, r"dropout_p must be in .*got 1.5"),
     ("offset alone", {"weight_offset": 1.0}, ValueError, "weight_offset=1.0 is added to weight, but weight is None"),

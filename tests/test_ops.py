@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from addnorm.arguments import BACKWARD_ARGUMENTS, FORWARD_ARGUMENTS
+from addnorm.backends import BACKENDS, Support
 from addnorm.backends.native import EXTENSION
 from addnorm.call import OPERANDS, Call, Gradient, describe
 
@@ -177,6 +178,58 @@ def test_an_operator_called_by_hand_refuses_what_would_end_the_process(name: str
 BACKENDS_HERE = ["eager", *(["cpu"] if EXTENSION is not None else [])]
 
 
+WRONG_NUMBERS = [
+    ("eps", -1.0, "eps must be a finite number >= 0, got -1"),
+    ("eps", float("nan"), "eps must be a finite number >= 0, got nan"),
+    ("dropout_p", 1.0, r"dropout_p must be in \[0, 1\), got 1"),
+    ("dropout_p", -0.5, r"dropout_p must be in \[0, 1\), got -0.5"),
+    ("residual_scale", float("inf"), "residual_scale must be a finite number, got inf"),
+    ("weight_offset", float("-inf"), "weight_offset must be a finite number, got -inf"),
+]
+GRADIENT = {"dy": torch.ones(4, 8), "ds": None, "z": torch.ones(4, 8), "stats": torch.ones(4, 3),
+            "needs": [True] * 4 + [False] * 3, "weight": torch.ones(8)}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
+@pytest.mark.parametrize(("name", "value", "reason"), WRONG_NUMBERS)
+def test_an_operator_refuses_numbers_as_add_norm_does(backend: str, name: str, value: float, reason: str) -> None:
+    call = replace(call_of(Case(shape=(4, 8))), seed=torch.tensor(1), **{name: value})
+    for op in (torch.ops.addnorm.forward, torch.ops.addnorm.forward.default):
+        with pytest.raises(ValueError, match=reason):
+            op(*forward_arguments(call, False, False, backend))
+    if name == "eps":
+        return  # which the backward has in its statistics
+    for op in (torch.ops.addnorm.backward, torch.ops.addnorm.backward.default):
+        with pytest.raises(ValueError, match=reason):
+            op(**GRADIENT, seed=torch.tensor(1), backend=backend, **{name: value})
+
+
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
+@pytest.mark.parametrize("seed", [torch.tensor(1.0), torch.tensor([1, 2]), torch.tensor(1, dtype=torch.int32)])
+def test_an_operator_refuses_what_is_no_seed(backend: str, seed: Tensor) -> None:
+    call = replace(call_of(Case(shape=(4, 8))), dropout_p=0.5, seed=seed)
+    with pytest.raises(TypeError, match=r"seed must be one torch\.int64, got "):
+        torch.ops.addnorm.forward(*forward_arguments(call, False, False, backend))
+    with pytest.raises(TypeError, match=r"seed must be one torch\.int64, got "):
+        torch.ops.addnorm.backward(**GRADIENT, dropout_p=0.5, seed=seed, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [("nonsense", "backend='nonsense' is unknown; there are: 'cpu', 'triton', 'eager'"),
+     ("triton", "backend='triton' can not take this call: ")],
+)  # fmt: skip
+def test_an_operator_refuses_a_backend_that_can_not(monkeypatch: pytest.MonkeyPatch, backend: str, reason: str) -> None:
+    monkeypatch.setattr(BACKENDS["triton"], "supports", lambda call: Support.no("a reason"))
+    x = torch.ones(4, 8)
+    with pytest.raises(ValueError, match=reason):
+        torch.ops.addnorm.forward(x, x, None, None, False, False, backend=backend)
+    with pytest.raises(ValueError, match=reason):
+        torch.ops.addnorm.forward_out(x, x, None, None, backend=backend, out=torch.empty(4, 8), stream_out=None)
+    with pytest.raises(ValueError, match=reason):
+        torch.ops.addnorm.backward(**GRADIENT, backend=backend)
+
+
 @pytest.mark.parametrize("backend", BACKENDS_HERE)
 @pytest.mark.parametrize(
     "changes", [{"residual": torch.ones(3, 8)}, {"weight": torch.ones(9)}, {"row_scale": torch.ones(1)}]
@@ -194,12 +247,10 @@ def test_a_forward_operator_refuses_what_does_not_fit(backend: str, changes: dic
      {"stats": torch.ones(4, 1)}, {"stats": torch.ones(4, 3, dtype=torch.bfloat16)}, {"weight": torch.ones(7)}],
 )  # fmt: skip
 def test_a_backward_operator_refuses_what_does_not_fit(backend: str, changes: dict[str, Tensor]) -> None:
-    given = {"dy": torch.ones(4, 8), "ds": None, "z": torch.ones(4, 8), "stats": torch.ones(4, 3),
-             "needs": [True] * 4 + [False] * 3, "weight": torch.ones(8)}  # fmt: skip
     for op in (torch.ops.addnorm.backward, torch.ops.addnorm.backward.default):
-        op(**given, backend=backend)
+        op(**GRADIENT, backend=backend)
         with pytest.raises((RuntimeError, TypeError, ValueError), match=r"shape|tatistics|stats"):
-            op(**given | changes, backend=backend)
+            op(**GRADIENT | changes, backend=backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS_HERE)

@@ -89,7 +89,8 @@ Norm kernel_norm(const std::string& name) {
 const char* kernel_name(Norm norm) { return norm == Norm::layer ? "layer" : "rms"; }
 
 uint64_t seed_value(const at::Tensor& seed) {
-  TORCH_CHECK(seed.numel() == 1, "addnorm: a seed is one number, got ", seed.numel());
+  TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong && seed.numel() == 1, "seed must be one torch.int64, got ", seed.scalar_type(),
+                   " of shape ", seed.sizes());
   return static_cast<uint64_t>(*seed.const_data_ptr<int64_t>());
 }
 

@@ -11,6 +11,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "arguments.h"
@@ -35,9 +36,19 @@ void check_operands(const Operands& operands, at::IntArrayRef sizes) {
   }
 }
 
+// The texts are those of call.py.
+void check_numbers(const Options& options) {
+  const double p = options.dropout_p;
+  TORCH_CHECK_VALUE(std::isfinite(options.eps) && options.eps >= 0, "eps must be a finite number >= 0, got ", options.eps);
+  TORCH_CHECK_VALUE(p >= 0 && p < 1, "dropout_p must be in [0, 1), got ", p);
+  TORCH_CHECK_VALUE(std::isfinite(options.residual_scale), "residual_scale must be a finite number, got ", options.residual_scale);
+  TORCH_CHECK_VALUE(std::isfinite(options.weight_offset), "weight_offset must be a finite number, got ", options.weight_offset);
+}
+
 Options kernel_options(const Settings& settings) {
   Options options = settings.options;
   options.norm = kernel_norm(settings.norm);
+  check_numbers(options);
   if (settings.seed != nullptr) options.seed = seed_value(*settings.seed);
   TORCH_CHECK(settings.seed != nullptr || options.dropout_p == 0, "addnorm: dropout needs a seed");
   for (const at::ScalarType type : {options.out_dtype, options.stream_dtype}) {

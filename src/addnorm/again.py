@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import plain
 from .arguments import BACKWARD_ARGUMENTS, FORWARD_ARGUMENTS, forward_arguments
-from .backends import BACKENDS, Plan, backend_of, native, select
+from .backends import Plan, able, backend_of, native, select
 from .call import CALL_TENSORS, GRADIENT_TENSORS, describe, draw_seed
 from .checked import checked_call, checked_gradient
 from .norms import policy
@@ -132,29 +132,29 @@ NEEDS = BACKWARD_ARGUMENTS.index("needs")
 
 def forward(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """y, the stream and the statistics of all the arguments of ``addnorm::forward``, or None as in `again`."""
-    backend = backend_of(arguments[-1], arguments[0])
-    if not BACKENDS[backend].in_python:
+    if not backend_of(arguments[-1], arguments[0]).in_python:
         return None
-    found = find(forward_tensors(arguments), forward_options(arguments), lambda: make_forward(arguments, backend))
+    found = find(forward_tensors(arguments), forward_options(arguments), lambda: make_forward(arguments))
     return None if found is None else found[0](found[1])
 
 
-def make_forward(arguments: tuple[Any, ...], backend: str) -> Plan | None:
+def make_forward(arguments: tuple[Any, ...]) -> Plan | None:
     """The plan of an operator's call, which need not be as the public call would have made it."""
     given = forward_arguments(arguments)
     keep = {name: given[name] for name in ("keep_stream", "keep_stats")}
-    return BACKENDS[backend].forward_plan(checked_call(given), **keep)
+    call = checked_call(given)
+    return able(arguments[-1], call).forward_plan(call, **keep)
 
 
 def backward(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """The gradients of all the arguments of ``addnorm::backward``, or None as in `again`."""
-    backend = backend_of(arguments[-1], arguments[2])
-    if not BACKENDS[backend].in_python:
+    if not backend_of(arguments[-1], arguments[2]).in_python:
         return None
     options = tuple(arguments[NEEDS]), *backward_options(arguments)
-    found = find(backward_tensors(arguments), options, lambda: make_backward(arguments, backend))
+    found = find(backward_tensors(arguments), options, lambda: make_backward(arguments))
     return None if found is None else found[0](found[1])
 
 
-def make_backward(arguments: tuple[Any, ...], backend: str) -> Plan | None:
-    return BACKENDS[backend].backward_plan(checked_gradient(arguments))
+def make_backward(arguments: tuple[Any, ...]) -> Plan | None:
+    call = checked_gradient(arguments)
+    return able(arguments[-1], call).backward_plan(call)

@@ -43,6 +43,11 @@ class Call:
     stream_dtype: torch.dtype
 
     @property
+    def main(self) -> Tensor:
+        """The tensor whose device and shape the call has."""
+        return self.x
+
+    @property
     def operands(self) -> dict[str, Tensor | None]:
         """The tensors that differentiate, by argument name."""
         return {name: getattr(self, name) for name in OPERANDS}
@@ -95,6 +100,11 @@ class Gradient:
     x_dtype: torch.dtype
     residual_dtype: torch.dtype
     bias_dtype: torch.dtype
+
+    @property
+    def main(self) -> Tensor:
+        """The tensor whose device and shape the call has."""
+        return self.z
 
     @property
     def needed(self) -> dict[str, bool]:
@@ -247,8 +257,10 @@ def check_row_scale(row_scale: Any, x: Tensor) -> Tensor:
         have in (1, want) for have, want in zip(reversed(row_scale.shape), reversed(rows), strict=False)
     )
     if not fits:
+        squeezed = ", which row_scale.squeeze(-1) is" if row_scale.shape == (*rows, 1) else ""
         raise ValueError(
             f"row_scale has shape {tuple(row_scale.shape)}: it must be broadcastable to x.shape[:-1] = {tuple(rows)}"
+            + squeezed
         )
     return row_scale.expand(rows)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .arguments import as_call, as_gradient
-from .call import Call, Gradient, check_dtype, check_probability, check_seed, check_tensor, describe
+from .call import Call, Gradient, check_dtype, check_number, check_probability, check_seed, check_tensor, describe
 from .norms import NORMS, policy
 
 
@@ -51,6 +51,8 @@ def checked_gradient(arguments: tuple[Any, ...]) -> Gradient:
         raise ValueError("the gradient of a scale needs x")
     for name in ("x_dtype", "residual_dtype", "bias_dtype"):
         check_dtype(name, getattr(call, name))
+    check_number("residual_scale", call.residual_scale)
+    check_number("weight_offset", call.weight_offset)
     check_probability("dropout_p", call.dropout_p)
     check_seed(call.seed, call.z)
     if call.dropout_p and call.seed is None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import again, reference
 from .arguments import FORWARD_ARGUMENTS, as_call, as_gradient, forward_arguments
-from .backends import BACKENDS, KERNELS, backend_of, native
+from .backends import BACKENDS, KERNELS, able, backend_of, native
 from .call import CALL_FIELDS, OPERANDS, Call, check_apart, check_out, stored_dtype
 from .checked import checked_call, checked_gradient
 from .norms import NORMS
@@ -115,7 +115,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _forward_first(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Tensor | None]:
     given = forward_arguments(arguments)
     keep = {name: given[name] for name in ("keep_stream", "keep_stats")}
-    return BACKENDS[backend_of(arguments[-1], given["x"])].forward(checked_call(given), **keep)
+    call = checked_call(given)
+    return able(arguments[-1], call).forward(call, **keep)
 
 
 @torch.library.register_fake("addnorm::forward", lib=LIBRARY)
@@ -135,7 +136,9 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.impl(LIBRARY, "forward_out", "CompositeExplicitAutograd")
 def _forward_out(*arguments: Any, out: Tensor, stream_out: Tensor | None) -> None:
-    call = checked_call(out_arguments(arguments))
+    given = out_arguments(arguments)
+    call = checked_call(given)
+    able(given.get("backend"), call)
     check_out("out", out, call.out_dtype, call)
     check_out("stream_out", stream_out, call.stream_dtype, call)
     check_apart(out, stream_out)
@@ -145,7 +148,7 @@ def _forward_out(*arguments: Any, out: Tensor, stream_out: Tensor | None) -> Non
 def _write(*arguments: Any, out: Tensor, stream_out: Tensor | None) -> None:
     given = out_arguments(arguments)
     keep_stream = stream_out is not None
-    BACKENDS[backend_of(given.get("backend"), given["x"])].forward(
+    backend_of(given.get("backend"), given["x"]).forward(
         as_call(given), keep_stream=keep_stream, keep_stats=False, out=out, stream_out=stream_out
     )
     for written in (out, stream_out):
@@ -177,8 +180,8 @@ def _gradients(*arguments: Any) -> tuple[Tensor | None, ...]:
 
 
 def _gradients_first(arguments: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
-    gradient = checked_gradient(arguments)
-    grads = BACKENDS[backend_of(arguments[-1], gradient.z)].backward(gradient)
+    call = checked_gradient(arguments)
+    grads = able(arguments[-1], call).backward(call)
     return tuple([grads[name] for name in OPERANDS])
 
 
@@ -259,7 +262,7 @@ def _autograd(ctx: Any, dy: Tensor | None, ds: Tensor | None, _dstats: None) -> 
     if torch.is_grad_enabled():  # create_graph: the reference differentiates, the kernels do not
         grads = list(_reference_backward(*arguments))
     else:
-        backend = backend_of(ctx.backend, z)
+        backend = backend_of(ctx.backend, z).name
         short = unwatched(backend, (dy, ds, *saved))
         results = (_gradients if short else torch.ops.addnorm.backward)(*arguments)
         grads = [g if needed else None for g, needed in zip(results, asked, strict=True)]

@@ -42,7 +42,7 @@ class Backend(ABC):
     in_python: ClassVar[bool] = False  # its calls may go past torch's dispatcher, as its host time is what matters
 
     @abstractmethod
-    def supports(self, call: Call) -> Support:
+    def supports(self, call: Call | Gradient) -> Support:
         """Whether this backend can carry out the call, here and now."""
 
     @abstractmethod

@@ -16,9 +16,9 @@ class Cpu(Backend):
 
     name = "cpu"
 
-    def supports(self, call: Call) -> Support:
-        if call.x.device.type != "cpu":
-            return Support.no(f"x is on {call.x.device}")
+    def supports(self, call: Call | Gradient) -> Support:
+        if call.main.device.type != "cpu":
+            return Support.no(f"x is on {call.main.device}")
         if native.EXTENSION is None:
             return Support.no(native.REASON)
         if call.norm not in NORMS:

@@ -14,7 +14,7 @@ class Eager(Backend):
 
     name = "eager"
 
-    def supports(self, call: Call) -> Support:
+    def supports(self, call: Call | Gradient) -> Support:
         return YES
 
     def forward(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..call import Call, lookup
+from ..call import Call, Gradient, lookup
 from .base import Backend, Support
 from .cpu import Cpu
 from .eager import Eager
@@ -33,9 +33,21 @@ class Dispatch:
         return "\n".join(lines)
 
 
-def backend_of(name: str | None, t: Tensor) -> str:
+def backend_of(name: str | None, t: Tensor) -> Backend:
     """The backend of an operator's call: the named one, or the kernels of its main tensor's device."""
-    return name or KERNELS[t.device.type]
+    return lookup("backend", name or KERNELS.get(t.device.type, Eager.name), BACKENDS)
+
+
+def able(name: str | None, call: Call | Gradient) -> Backend:
+    """The same, if it can carry out the call."""
+    backend = backend_of(name, call.main)
+    return check_support(backend, backend.supports(call))
+
+
+def check_support(backend: Backend, support: Support) -> Backend:
+    if not support:
+        raise ValueError(f"backend={backend.name!r} can not take this call: {support.reason}")
+    return backend
 
 
 def select(call: Call, name: str | None = None) -> Backend:
@@ -44,10 +56,7 @@ def select(call: Call, name: str | None = None) -> Backend:
         verdicts = ((backend, supports(backend, call)) for backend in BACKENDS.values())
         return next(backend for backend, support in verdicts if support and not support.reason)
     backend = lookup("backend", name, BACKENDS)
-    support = supports(backend, call)
-    if not support:
-        raise ValueError(f"backend={name!r} can not take this call: {support.reason}")
-    return backend
+    return check_support(backend, supports(backend, call))
 
 
 def explain(call: Call, name: str | None = None) -> Dispatch:

@@ -59,8 +59,8 @@ class Triton(Backend):
     name = "triton"
     in_python = True
 
-    def supports(self, call: Call) -> Support:
-        device = call.x.device
+    def supports(self, call: Call | Gradient) -> Support:
+        device = call.main.device
         if device.type not in ("cuda", "cpu"):
             return Support.no(f"x is on {device}")
         if call.norm not in NORMS:
