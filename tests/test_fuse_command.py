@@ -66,6 +66,7 @@ def test_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("model.safetensors", b"not safetensors", "can not be loaded"),
         ("config.json", b"{", "can not be loaded"),
         ("config.json", b'{"model_type": "none such"}', "can not be loaded"),
+        ("tokenizer.json", b"{", "tokenizer.json can not be read"),
         ("text", b"\n \n", "the text is empty"),
         ("text", b"\xff\xfe\xff", "decode"),
     ],
@@ -78,6 +79,19 @@ def test_a_folder_with_something_wrong(
     captured = capsys.readouterr()
     assert reason in captured.err
     assert captured.out == ""
+
+
+def test_inspect_takes_the_same_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["inspect", str(folder), "--text", str(folder / "text"), "--json"]
+    assert cli.main(arguments) == 0
+    assert len(json.loads(capsys.readouterr().out)["sites"]) == 2 * LAYERS + 1
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace('"cat": 3', '"cat": 3000').replace('"cat":3', '"cat":3000'))
+    assert cli.main(arguments) == 2
+    assert "BertModel can not be run on the text: index out of range" in capsys.readouterr().err
+    file.write_text("{")
+    assert cli.main(arguments) == 2
+    assert "tokenizer.json can not be read" in capsys.readouterr().err
 
 
 def test_code_in_the_folder_never_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

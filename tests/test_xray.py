@@ -6,6 +6,7 @@ import copy
 import gc
 import json
 import math
+from collections import UserDict
 from typing import Any
 
 import pytest
@@ -202,8 +203,8 @@ def test_a_rule_says_how_near(limit: float, above: bool, value: float, severity:
     ("arguments", "error", "message"),
     [
         ((3, []), TypeError, "model must be a torch.nn.Module, got int"),
-        ((Pre(1), torch.zeros(2, WIDTH)), TypeError, "got Tensor: give one batch as"),
-        ((Pre(1), 5), TypeError, "batches must be an iterable of batches"),
+        ((Pre(1), 5), TypeError, "batches must be a batch or an iterable of them"),
+        ((Pre(1), "text"), TypeError, "batches must be a batch or an iterable of them, .*; got str"),
         ((Pre(1), [5]), TypeError, "a batch must be a tensor, a tuple or a dict, got int"),
         ((Pre(1), []), ValueError, "batches is empty"),
         ((Pre(1), [torch.zeros(0, 2, WIDTH)]), ValueError, "batches have no real token: they are empty, or the mask"),
@@ -214,6 +215,14 @@ def test_a_rule_says_how_near(limit: float, above: bool, value: float, severity:
 def test_bad_input(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         inspect(*arguments)
+
+
+def test_one_batch_may_come_alone() -> None:
+    model, batch = Pre(2).double(), inputs()
+    expected = inspect(model, [batch], loss=loss)
+    assert inspect(model, batch, loss=loss).sites == expected.sites
+    assert inspect(model, UserDict(batch), loss=loss).sites == expected.sites  # as a tokenizer gives
+    assert inspect(model, batch["x"]).sites == inspect(model, [batch["x"]]).sites
 
 
 def test_a_loss_that_is_none_is_refused() -> None:

@@ -84,9 +84,10 @@ def test_hostile_names_stay_text() -> None:
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        (None, "is no folder"),
-        ((), "lacks config.json, tokenizer_config.json, *.safetensors"),
-        (("config.json", "tokenizer_config.json", "pytorch_model.bin"), "weights in other formats are not read"),
+        (None, "is neither a folder nor an installed package"),
+        ((), "holds no model: no config.json"),
+        (("config.json",), "holds no weights: *.safetensors is needed"),
+        (("config.json", "pytorch_model.bin"), "holds only pytorch_model.bin, a pickle"),
     ],
 )
 def test_what_is_no_model_folder_is_refused(

@@ -100,6 +100,21 @@ def test_a_pass_without_a_backward_is_logged_at_the_end() -> None:
     assert "sites.0.norm/gradient_norm" not in seen[0]
 
 
+def test_a_monitor_that_saw_no_training_says_so() -> None:
+    model, seen = Pre(2).eval(), []
+    monitor = Monitor(model, every=1, log=seen.append)
+    model(**batch())
+    model.train()
+    with torch.no_grad():
+        model(**batch())
+    with pytest.warns(UserWarning, match=r"logged nothing: .* of 2 calls none was one \(model.train\(\), no"):
+        monitor.close()
+    monitor.close()  # says it once
+    with Monitor(model, every=1, log=seen.append):
+        model(**batch()).sum().backward()
+    assert len(seen) == 1
+
+
 def test_nan_is_counted() -> None:
     model, seen = Pre(1), []
     data = batch()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import CommandError, UsageError
-from .output import add_output, check_output, deliver, progress, read
+from .output import add_model, add_output, check_output, deliver, progress, read
 
 if TYPE_CHECKING:
     from ..report.document import Document
@@ -16,11 +16,7 @@ TEXT = "a model of yours, before and after fusing: do the results agree, and wha
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        metavar="PATH_OR_PACKAGE",
-        help="a folder with config.json, tokenizer.json and *.safetensors, or an installed package that carries one",
-    )
+    add_model(parser)
     parser.add_argument(
         "--text",
         metavar="FILE",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..words import count
 from .errors import CommandError, UsageError
-from .output import Progress, add_output, check_output, deliver, progress, read
+from .output import Progress, add_model, add_output, check_output, deliver, progress, read
 
 if TYPE_CHECKING:
     from ..report.document import Document
@@ -21,7 +21,7 @@ BATCH = 16  # sentences
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", nargs="?", type=Path, help="a local Hugging Face folder; else MiniLM")
+    add_model(parser, nargs="?", help="{}; else MiniLM")
     parser.add_argument("--text", metavar="FILE", type=Path, help="sentences, one a line; else a chapter of Alice")
     add_output(parser)
 
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
 
     sentences = pairs(args.text) if args.text else None
     with progress(args) as report_progress:
-        found = inspected(args.path, sentences, report_progress)
+        found = inspected(args.model, sentences, report_progress)
 
     def document() -> Document:
         from ..report.inspect import document
@@ -50,20 +50,22 @@ def pairs(path: Path) -> list[str]:
     return sentences
 
 
-def inspected(path: Path | None, sentences: list[str] | None, report_progress: Progress) -> Inspection:
+def inspected(name: str | None, sentences: list[str] | None, report_progress: Progress) -> Inspection:
     """The model, run over the text, forward and backward."""
     from ..demo import minilm
-    from ..demo.folder import check_installed, load, pair_loss
+    from ..demo.folder import check_installed, folder_of, load, pair_loss
+    from ..demo.pair import check_runs
     from ..xray import inspect
 
     try:
         check_installed()
-        model, tokenizer = minilm.load() if path is None else load(path)
+        model, tokenizer = minilm.load() if name is None else load(folder_of(name))
+        sentences = sentences or minilm.load_sentences()
+        check_runs(model, tokenizer(sentences[:2]))
     except ImportError as error:
         raise CommandError(str(error)) from error
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
-    sentences = sentences or minilm.load_sentences()
 
     def batches() -> Iterator[Any]:
         parts = grouped(sentences)

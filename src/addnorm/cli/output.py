@@ -29,6 +29,12 @@ def add_output(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
+def add_model(parser: argparse.ArgumentParser, **given: Any) -> None:
+    """A model of the user's: what `demo.folder.folder_of` takes."""
+    what = "a folder with config.json, tokenizer.json and *.safetensors, or an installed package that carries one"
+    parser.add_argument("model", metavar="PATH_OR_PACKAGE", help=given.pop("help", "{}").format(what), **given)
+
+
 def check_output(args: argparse.Namespace, *, plain: bool = False) -> None:
     """Refuses, before any work, what could not be shown or written after it; `plain` text needs no package."""
     needed = [] if plain or args.json or getattr(args, "markdown", False) else ["rich"]

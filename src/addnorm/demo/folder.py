@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 PACKAGES = ("transformers", "safetensors", "tokenizers")
-NEEDED = ("config.json", "tokenizer_config.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 LONGEST = 256  # tokens that are kept of a sentence
 
@@ -54,20 +53,6 @@ def folder_of(name: str) -> Path:
     return path
 
 
-def check_folder(path: Path) -> None:
-    """
-    Raises:
-        ValueError: no folder, or one that lacks the model's description, its tokenizer or safetensors weights.
-    """
-    if not path.is_dir():
-        raise ValueError(f"{path} is no folder: give one with a model's config.json, tokenizer and safetensors weights")
-    missing = [name for name in NEEDED if not (path / name).is_file()]
-    if not list(path.glob("*.safetensors")):
-        missing.append("*.safetensors (weights in other formats are not read)")
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}")
-
-
 def load_model(path: Path) -> Any:
     """The model, in eval mode: from safetensors alone, never with code of its own.
 
@@ -91,7 +76,7 @@ class Tokenizer:
     """Sentences to a model's inputs, padded to the longest, by the folder's tokenizer.json.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it can not be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,7 +85,10 @@ class Tokenizer:
         file = path / "tokenizer.json"
         if not file.exists():
             raise ValueError(f"{path} has no tokenizer.json: the text can not be read")
-        self.fast: Any = Fast.from_file(str(file))
+        try:
+            self.fast: Any = Fast.from_file(str(file))
+        except Exception as error:  # it has no kind of its own
+            raise ValueError(f"{file} can not be read: {error}") from error
         self.fast.enable_truncation(LONGEST)
         self.fast.enable_padding()
 
@@ -112,21 +100,16 @@ class Tokenizer:
         }
 
 
-def load(path: Path) -> tuple[Any, Callable[[Sequence[str]], Batch]]:
-    """Model, in eval mode, and tokenizer, of any format that transformers reads, without running code of theirs."""
-    from transformers import AutoTokenizer
+def load(path: Path) -> tuple[Any, Tokenizer]:
+    """The model of text in a folder, in eval mode, and its tokenizer.
 
-    check_folder(path)
+    Raises:
+        ValueError: what the folder holds can not be loaded, or takes something else than text.
+    """
     model = load_model(path)
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-
-    def coded(sentences: Sequence[str]) -> Batch:
-        found = tokenizer(list(sentences), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
-        return {name: found[name] for name in ("input_ids", "attention_mask")}
-
-    return model, coded
+    if model.main_input_name != "input_ids":
+        raise ValueError(f"{path} holds a {type(model).__name__}, which takes {model.main_input_name}, not text")
+    return model, Tokenizer(path)
 
 
 def embeddings(hidden: Tensor, batch: Batch) -> Tensor:

@@ -6,7 +6,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .folder import PACKAGES, Tokenizer, check_installed, folder_of, load_model
+from .folder import PACKAGES, Tokenizer, check_installed, folder_of
+from .folder import load as load_folder
 
 if TYPE_CHECKING:
     from transformers import BertModel
@@ -28,7 +29,7 @@ def folder() -> Path:
 
 def load() -> tuple[BertModel, Tokenizer]:
     """Model, in eval mode, and tokenizer, from files alone."""
-    return load_model(folder()), Tokenizer(folder())
+    return load_folder(folder())
 
 
 def load_sentences() -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..clock import interleaved
 from ..fusing import fuse
 from ..machine import cpu_model, version
-from .folder import Batch, Tokenizer, check_installed, folder_of, load_model
+from .folder import Batch, Tokenizer, check_installed, folder_of, load
 from .result import Errors, Machine
 
 Loss = Callable[[Any, Batch], Tensor]  # of a model's output for a batch
@@ -58,11 +58,10 @@ def load_pair(name: str, progress: Progress = silent) -> Pair:
     path = folder_of(name)
     check_installed()
     progress("load and fuse the model", 0, 1)
-    model = load_model(path).float()
-    if model.main_input_name != "input_ids":
-        raise ValueError(f"{path} holds a {type(model).__name__}, which takes {model.main_input_name}, not text")
+    model, tokenizer = load(path)
+    model = model.float()
     models = {"before": model, "after": copy.deepcopy(model), "exact": copy.deepcopy(model).double()}
-    pair = Pair(path, models, Tokenizer(path), fuse(models["after"]))
+    pair = Pair(path, models, tokenizer, fuse(models["after"]))
     progress("load and fuse the model", 1, 1)
     return pair
 

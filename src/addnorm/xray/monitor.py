@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..words import count
 from .capture import Kind, Place, ProbedCall, Visit
 from .tokens import Layout, RealTokens, batch_first, named_inputs, real_tokens
 
@@ -68,10 +70,19 @@ class Monitor:
         model.__dict__[PLACE] = self._call
 
     def close(self) -> None:
-        """Log what is waiting, and give the model its own call back. Harmless where that was done before."""
+        """Log what is waiting, and give the model its own call back. Harmless where that was done before.
+
+        Warns where the model was called and no pass counted: nothing was logged.
+        """
         self._call.flush()
         if self.model.__dict__.get(PLACE) is not self._call:
             return
+        if self._call.passed_over and not self._call.step:
+            warnings.warn(
+                "addnorm.Monitor logged nothing: it samples calls in training mode with gradients enabled, and of "
+                f"{count(self._call.passed_over, 'call')} none was one (model.train(), no torch.no_grad())",
+                stacklevel=2,
+            )
         if self._had:
             self.model.__dict__[PLACE] = self._before
         else:
@@ -93,7 +104,7 @@ class MonitoredCall:
         self.before, self.every, self.log = before, every, log
         self.model = getattr(model, "_orig_mod", model)
         self.batch_first = batch_first(self.model)
-        self.step = 0
+        self.step = self.passed_over = 0
         self._outer = model
         self._probed: ProbedCall | None = None
         self._real = RealTokens()
@@ -103,7 +114,10 @@ class MonitoredCall:
         self._weights: dict[str, Tensor] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or not (self._outer.training and torch.is_grad_enabled()):
+        if torch.compiler.is_compiling():
+            return self.before(*args, **kwargs)
+        if not (self._outer.training and torch.is_grad_enabled()):
+            self.passed_over += 1
             return self.before(*args, **kwargs)
         step, self.step = self.step, self.step + 1
         return self.before(*args, **kwargs) if step % self.every else self.sample(step, args, kwargs)

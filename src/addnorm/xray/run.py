@@ -23,7 +23,7 @@ Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Loss = Callable[..., Tensor]
 
 
-def inspect(model: nn.Module, batches: Iterable[Batch], *, loss: Loss | None = None) -> Inspection:
+def inspect(model: nn.Module, batches: Iterable[Batch] | Batch, *, loss: Loss | None = None) -> Inspection:
     """What Add & Norm does in a model: every measurement at every site, and what is suspicious about it.
 
     A site is ``z = residual + x; y = norm(z)``, as `addnorm.fuse` finds it; a model that is fused or compiled is
@@ -35,7 +35,8 @@ def inspect(model: nn.Module, batches: Iterable[Batch], *, loss: Loss | None = N
 
     Args:
         model: Any module in which `addnorm.fuse` finds sites.
-        batches: The inputs of each pass: a tensor, a tuple of arguments or a dict of keyword arguments. Read once.
+        batches: The inputs of each pass: a tensor, a tuple of arguments or a dict of keyword arguments. Read once. A
+            tensor or a dict itself is one batch; a list or a tuple is always a sequence of batches.
         loss: ``loss(output)`` or ``loss(output, batch)``, a scalar. With it gradients are measured too, at the cost of
             two backward passes a batch, one of them with all branches detached.
 
@@ -53,6 +54,8 @@ def inspect(model: nn.Module, batches: Iterable[Batch], *, loss: Loss | None = N
     (['norm1', 'norm2'], ())
     """
     check(model, batches, loss)
+    if isinstance(batches, (Tensor, Mapping)):
+        batches = [batches]
     model = getattr(model, "_orig_mod", model)
     start = time.perf_counter()
     run = Run(model, loss)
@@ -69,10 +72,10 @@ def inspect(model: nn.Module, batches: Iterable[Batch], *, loss: Loss | None = N
 def check(model: Any, batches: Any, loss: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(batches, (Tensor, Mapping, str, bytes)) or not isinstance(batches, Iterable):
+    if isinstance(batches, (str, bytes)) or not isinstance(batches, Iterable):
         raise TypeError(
-            f"batches must be an iterable of batches, each a tensor, a tuple or a dict; got {type(batches).__name__}: "
-            "give one batch as [batch]"
+            "batches must be a batch or an iterable of them, each a tensor, a tuple or a dict; got "
+            f"{type(batches).__name__}"
         )
     if loss is not None and not callable(loss):
         raise TypeError(f"loss must be a function of the output, or of output and batch, got {type(loss).__name__}")
