@@ -192,8 +192,8 @@ def test_what_can_not_be_loaded_or_chosen(tmp_path: Path, capsys: Capture) -> No
         assert cli.main(["bench", "--load", str(broken)]) == 2
         assert "holds no benchmark result" in capsys.readouterr().err
     assert cli.main(["bench", "--load", str(tmp_path / "none.json")]) == 2
-    assert cli.main(["bench", "--only", "99x99"]) == 2
-    assert "leaves no case" in capsys.readouterr().err
+    assert cli.main(["bench", "--quick", "--only", "99x99"]) == 2
+    assert "--quick --only '99x99' leaves no case; there are cases with these words: " in capsys.readouterr().err
 
 
 def test_without_a_command_it_shows_what_there_is(capsys: Capture) -> None:

@@ -1,7 +1,7 @@
 """The command line: ``addnorm COMMAND``.
 
 Results go to stdout and progress to stderr; with ``--json`` stdout is one JSON object. Exit codes: 0 done, 1 failed,
-2 asked wrongly. A command is a file with ``TEXT``, ``add_arguments(parser)`` and ``run(args)``; what it needs is
+2 wrong arguments. A command is a file with ``TEXT``, ``add_arguments(parser)`` and ``run(args)``; what it needs is
 imported when it runs.
 """
 
@@ -16,7 +16,7 @@ from ..machine import version
 from .errors import CommandError, UsageError
 from .table import COMMANDS
 
-EPILOG = """exit codes: 0 done, 1 failed, 2 asked wrongly"""
+EPILOG = "exit codes: 0 done, 1 failed, 2 wrong arguments"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("cpu", "cuda"), default="cpu",
         help="cuda: first whether the kernels are right on the card, then the clock; Liger, fla, quack if installed",
     )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="a look, in a tenth of the time")
+    parser.add_argument("--quick", action="store_true", help="fewer cases, in a tenth of the time")
     parser.add_argument("--only", metavar="WORDS", default="", help="only cases with all these words: '4096x768 fp32'")
     parser.add_argument(
-        "--threads", metavar="N", type=positive, help="of torch and its peers; torch's choice by default"
+        "--threads", metavar="N", type=positive, help="threads of torch and its peers; torch's choice by default"
     )
     parser.add_argument("--load", metavar="FILE", type=Path, help="show a saved result instead of measuring")
     parser.add_argument("--out", metavar="FILE", type=Path, help="save the result as JSON")
@@ -76,7 +76,7 @@ def measure(args: argparse.Namespace) -> Results:
     missing = device.missing()
     if missing:
         raise CommandError(f"--device {args.device}: {missing}")
-    cases = chosen(lists[args.device][args.quick](), args.only)
+    cases = chosen(lists[args.device][args.quick](), args.only, "--quick --only" if args.quick else "--only")
     if args.threads:
         torch.set_num_threads(args.threads)
     warn_if_busy()
@@ -87,11 +87,12 @@ def measure(args: argparse.Namespace) -> Results:
             raise CommandError(f"nothing was timed, as a result is wrong: {error}") from error
 
 
-def chosen(cases: Sequence[Case], words: str) -> list[Case]:
+def chosen(cases: Sequence[Case], words: str, option: str) -> list[Case]:
     """The cases that are described by all of the words."""
     found = [case for case in cases if all(word in str(case) for word in words.split())]
     if not found:
-        raise UsageError(f"--only {words!r} leaves no case; a case reads like '{cases[0]}'")
+        known = dict.fromkeys(word for case in cases for word in str(case).replace(",", "").split())
+        raise UsageError(f"{option} {words!r} leaves no case; there are cases with these words: {' '.join(known)}")
     return found
 
 

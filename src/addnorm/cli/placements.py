@@ -16,9 +16,9 @@ TEXT = "the placements side by side: cost, gradients at initialisation, and whet
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help="placements; all by default")
-    parser.add_argument("--layers", metavar="N", type=count, default=18, help="of the toy model (default 18)")
+    parser.add_argument("--layers", metavar="N", type=count, default=18, help="layers of the toy model (default 18)")
     parser.add_argument("--seeds", metavar="N", type=count, default=3, help="trainings of each; 0: none (default 3)")
-    parser.add_argument("--steps", metavar="N", type=count, default=100, help="of training (default 100)")
+    parser.add_argument("--steps", metavar="N", type=count, default=100, help="training steps (default 100)")
     add_output(parser)
 
 
