@@ -32,7 +32,8 @@ def test_an_extension_for_another_torch_is_not_loaded() -> None:
     extension, reason = native.load("9.9.0")
     assert extension is None
     assert "torch 9.9.0 is running" in reason
-    assert "was built for torch 2.13" in reason or "is not built" in reason
+    running = ".".join(torch.__version__.split(".")[:2])
+    assert f"was built for torch {running}" in reason or "is not built" in reason
 
 
 def test_a_broken_extension_is_a_reason_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
