@@ -24,6 +24,7 @@ HOOKS = {  # where a module keeps its hooks, and how they are called
     "_backward_hooks": "a backward hook",
 }
 NORMS = ("LayerNorm", "RMSNorm")  # how the names of classes of norms end
+PLACES = threading.RLock()  # held while it changes what has which module's place of call
 
 
 class InPlace:
@@ -54,11 +55,12 @@ class FusedCall(InPlace, ABC):
         """What the model's own call gives."""
 
     def install(self) -> None:
+        """Take the model's place of call; under PLACES."""
         self._before, self._visible = put(self.model, self), visible(self.model, self.mode)
         self.model.__dict__.update(self._visible)
 
     def remove(self) -> None:
-        """Give the model its own call back, unless another took this one's place."""
+        """Give the model its own call back, unless another took this one's place; under PLACES."""
         take(self.model, self, self._before)
         hide(self.model, self._visible)
 
@@ -117,9 +119,10 @@ def take(module: nn.Module, call: Any, before: Any) -> bool:
     """The way back, unless another has taken the place since; whether it was."""
     if module.__dict__.get(PLACE) is not call:
         return False
-    module.__dict__.pop(PLACE, None)  # another thread may go the same way
-    if before is not None:
-        module.__dict__[PLACE] = before
+    if before is None:
+        del module.__dict__[PLACE]
+    else:
+        put(module, before)
     return True
 
 
@@ -160,7 +163,7 @@ def hide(model: nn.Module, ours: dict[str, Any]) -> None:
     """Undoes `visible`, where another has not set these since."""
     for name, value in ours.items():
         if model.__dict__.get(name) is value:
-            model.__dict__.pop(name, None)  # another thread may go the same way
+            del model.__dict__[name]
 
 
 def unseen(model: nn.Module, report: Report) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -21,6 +23,8 @@ from .captured import Captured
 from .fast_path import REASON, NestedEncoders
 from .piece import Piece
 
+NOBODY: AbstractContextManager[Any] = nullcontext()
+
 
 class EagerCall(FusedCall):
     """The captured graph, its sites fused, run operation by operation; see `addnorm.fuse` for what it promises."""
@@ -31,6 +35,7 @@ class EagerCall(FusedCall):
         super().__init__(model)
         self.captures = 0
         self._given_up = False  # whether the model can not be captured
+        self._turn = threading.RLock()  # whose turn it is to capture: a model may call itself
         self._open: list[Piece] = []
         self._hooks: list[dict[int, Any]] = []
         self.callers = Callers(model)
@@ -47,19 +52,25 @@ class EagerCall(FusedCall):
             return self.model._call_impl(*args, **kwargs)
         if self._given_up or self._nested.take_over():
             result = self.model._call_impl(*args, **kwargs)
-        else:
-            result = self.run(*args, **kwargs)
-        if self._open or self._first:
-            self.settle()
+            if self._first:
+                self.settle()
+            return result
+        version = self.version()
+        with NOBODY if version in self.entry().done else self._turn:  # others wait for what one captures
+            result = self.run(version, *args, **kwargs)
+            if self._open or self._first:
+                self.settle()
         return result
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, version: Hashable, *args: Any, **kwargs: Any) -> Any:
         """The captured call; the model's own where Dynamo gives it up, so that its own errors are raised as ever."""
+        if self._given_up:  # by the thread before
+            return self.model._call_impl(*args, **kwargs)
         self.callers.now.start()
         if self._breaks is None:
             self._breaks = Counter(counters["graph_break"])
         try:
-            return self.entry()(self.version(), *args, **kwargs)
+            return self.entry()(version, *args, **kwargs)
         except TorchDynamoException as error:
             if self.callers.now.captured:  # from the start again would do twice what the first part has done
                 raise

@@ -11,7 +11,7 @@ from torch.nn.modules import module as module_file
 from torch.utils._pytree import tree_map
 
 from ..functional import explain_dispatch
-from .base import HOOKS, PLACE, FusedCall, InPlace, hook_dicts, is_traced, put, take
+from .base import HOOKS, PLACE, PLACES, FusedCall, InPlace, hook_dicts, is_traced, put, take
 from .callers import Pass
 from .local import KINDS, Local, Part
 from .measured import ALONE as FAST_ALONE
@@ -71,24 +71,24 @@ class ModulesCall(FusedCall):
     def rest(self) -> None:
         """Take ours from the norms that are left to torch, as things are. To ask each time is too slow: between two
         matrix products the code that asks has left the caches, and takes longer than a norm of few rows.
-
-        Another thread may come here, or wake them, at the same time: who takes one out notes it, nobody else.
         """
-        for path, call in self._calls.items():
-            if call.idle and take(call.module, call, self._befores[path]):
-                call.rests = True
+        with PLACES:
+            for path, call in self._calls.items():
+                if call.idle and take(call.module, call, self._befores[path]):
+                    call.rests = True
         self._sample = next((call.module._parameters for call in self._calls.values() if call.rests), {})
         self._at_rest = self.circumstances()
 
     def wake(self) -> None:
         """Put ours back, where no other has taken the place since."""
         self._at_rest = None
-        for path, call in self._calls.items():
-            if not call.rests:
-                continue
-            call.idle = call.rests = False
-            if call.module.__dict__.get(PLACE) is self._befores[path]:
-                put(call.module, call)
+        with PLACES:
+            for path, call in self._calls.items():
+                if not call.rests:
+                    continue
+                call.idle = call.rests = False
+                if call.module.__dict__.get(PLACE) is self._befores[path]:
+                    put(call.module, call)
 
     def circumstances(self) -> tuple[Any, ...]:
         """What decides, beside its input, whether a norm alone is left to torch: of the first that rests, as what is

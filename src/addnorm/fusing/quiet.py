@@ -36,7 +36,7 @@ class Quiet:
         if frame is None:
             return
         self._held.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", module=r"torch\._dynamo\b")
+        warnings.filterwarnings("ignore", module=r"torch\._(dynamo|subclasses)\b")
         if LOGGER.getEffectiveLevel() == logging.WARNING:
             self._held.callback(LOGGER.setLevel, LOGGER.level)
             LOGGER.setLevel(logging.ERROR)
