@@ -15,7 +15,6 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 
-from ..backends import transforms_active
 from .arrays import copy_quietly
 from .base import FusedCall, hook_dicts
 from .callers import Callers
@@ -38,6 +37,7 @@ class EagerCall(FusedCall):
         self._turn = threading.RLock()  # whose turn it is to capture: a model may call itself
         self._open: list[Piece] = []
         self._hooks: list[dict[int, Any]] = []
+        self._kinds: list[type[nn.Module]] = []
         self.callers = Callers(model)
         self._breaks: Counter[str] | None = None  # Dynamo's count of all models' before the first pass
         self._nested = NestedEncoders(model)
@@ -48,8 +48,6 @@ class EagerCall(FusedCall):
         self._captured = Captured(self.model, self.rewrite)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        if transforms_active():  # where Dynamo captures nothing, now and later
-            return self.model._call_impl(*args, **kwargs)
         if self._given_up or self._nested.take_over():
             result = self.model._call_impl(*args, **kwargs)
             if self._first:
@@ -92,9 +90,9 @@ class EagerCall(FusedCall):
         """What runs: captured, or captured when it is called."""
         return self._captured
 
-    def version(self) -> tuple[int, ...]:
-        """The hooks there are, by number: Dynamo's guards do not watch them."""
-        return tuple(chain.from_iterable(self._hooks))
+    def version(self) -> tuple[Hashable, ...]:
+        """What Dynamo's guards do not watch: the hooks there are, by number, and the forwards of the classes."""
+        return *chain.from_iterable(self._hooks), *[kind.forward for kind in self._kinds]
 
     def give_up(self, cause: str) -> None:
         """Run the model as it was from now on."""
@@ -107,8 +105,9 @@ class EagerCall(FusedCall):
         warnings.warn(f"addnorm.fuse could not capture {name}, which runs as it was: {cause}", stacklevel=6)
 
     def look_over(self) -> None:
-        """Note the model's modules as they are now, and where their hooks are kept."""
+        """Note the model's modules as they are now: their classes, and where their hooks are kept."""
         self._hooks = hook_dicts(self.model.modules())
+        self._kinds = list(dict.fromkeys(map(type, self.model.modules())))
         self.callers.look_over()
 
     def rewrite(self, module: GraphModule, _: list[Any]) -> Callable[..., Any]:

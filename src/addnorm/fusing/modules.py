@@ -40,6 +40,8 @@ class ModulesCall(FusedCall):
 
     def install(self) -> None:
         super().install()
+        if self._own is not None:
+            self._own.code = self._own.methods()  # with the forward that is there now
         self._befores = {path: put(call.module, call) for path, call in self._calls.items()}
 
     def remove(self) -> None:
@@ -118,6 +120,7 @@ class LocalCall(InPlace):
         self._readings = readings
         self._hooked = {"it": self.module, **{name: getattr(self.module, name) for name in readings[0].bypassed}}
         self._hooks = hook_dicts(self._hooked.values())
+        self.code = self.methods()
 
     @classmethod
     def of(cls, module: nn.Module, path: str, owner: ModulesCall) -> LocalCall | None:
@@ -129,13 +132,23 @@ class LocalCall(InPlace):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if is_traced():
             return self.module._call_impl(*args, **kwargs)
-        left = self.hook() if any(self._hooks) else self._readings[0].left_to(*args, **kwargs)
+        left = self.changed() or self._readings[0].left_to(*args, **kwargs)
         self.idle = left == FAST_ALONE
         if self.owner.watching or (self.reason is None and not left):
             self.watch(left, *args, **kwargs)
         if left or self.local is None:
             return self.module._call_impl(*args, **kwargs)
         return self.local.forward(*args, **kwargs)
+
+    def methods(self) -> list[Any]:
+        """The module's methods that the fused forward stands for."""
+        return [getattr(self.module, name, None) for name in self._readings[0].methods]
+
+    def changed(self) -> str:
+        """What others did to the module that keeps its own code running."""
+        if self.methods() != self.code:
+            return "its code has been replaced since the model was fused"
+        return self.hook() if any(self._hooks) else ""
 
     def hook(self) -> str:
         """Which hook keeps the module's own code running."""
