@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from addnorm import AddNorm, add_norm, add_norm_stream
+from addnorm import AddNorm, add_norm, add_norm_stream, norms
 
 from .support.calls import fresh, routes
 from .support.cases import EVERYTHING, F64, Case, build, options
@@ -137,6 +137,62 @@ def test_torch_func_by_an_explicit_backend_is_refused(transform: str) -> None:
     for param in params:
         with pytest.raises(ValueError, match=r"torch\.func.*'eager'"):
             FUNC[transform](lambda x, name=param.values[0]: add_norm(x, backend=name), double())
+
+
+@pytest.mark.parametrize("transform", FUNC)
+def test_torch_func_inside_a_compiled_function(transform: str) -> None:
+    def run(x: Tensor) -> Any:
+        return FUNC[transform](lambda x: add_norm(x, 2 * x, eps=0.1), x)
+
+    x = double()
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(run, backend="aot_eager", fullgraph=True)(x), run(x))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_forward_mode_of_compiled_functions(whole: bool) -> None:
+    def norm(x: Tensor) -> Tensor:
+        return add_norm(x, 2 * x, eps=0.1)
+
+    def tangent(f: Any, x: Tensor) -> Any:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(f(forward_ad.make_dual(x, x.cos()))).tangent
+
+    x = double()
+    torch._dynamo.reset()
+    if whole:
+        got = torch.compile(tangent, backend="aot_eager")(norm, x)
+    else:
+        compiled = torch.compile(norm, backend="aot_eager", fullgraph=True)
+        compiled(x)  # captured where there is nothing of it
+        got = tangent(compiled, x)
+    torch.testing.assert_close(got, tangent(norm, x))
+
+
+OUT = {
+    "both": lambda x, out: add_norm(x, x, out=out),
+    "the stream's": lambda x, out: add_norm_stream(x, x, stream_out=out)[1],
+    "a policy's": lambda x, out: add_norm(x, x, norm=norms.DyT(0.5), out=out),
+    "eager's": lambda x, out: add_norm(x, x, out=out, backend="eager"),
+}
+
+
+@pytest.mark.parametrize("call", OUT)
+@pytest.mark.parametrize("transform", FUNC)
+def test_out_inside_a_transform_is_refused(transform: str, call: str) -> None:
+    """As torch refuses its own: what is written there would be of one sample, or without its tangent."""
+    x, message = double(), r"out can not be written inside torch\.func transforms.*: call without it, and copy"
+    out = torch.full_like(x, 7)
+    for mode in (torch.enable_grad, torch.no_grad):
+        for where in (lambda x: out, torch.empty_like):
+            with pytest.raises(ValueError, match=message), mode():
+                FUNC[transform](lambda x, where=where: OUT[call](x, where(x)), x)
+    with forward_ad.dual_level():
+        for of_x in (True, False):
+            given = [forward_ad.make_dual(t, x.cos()) if (t is x) == of_x else t for t in (x, out)]
+            with pytest.raises(ValueError, match=message):
+                OUT[call](*given)
+    assert (out == 7).all()
 
 
 def test_vmap_with_dropout() -> None:

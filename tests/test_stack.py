@@ -236,6 +236,36 @@ def test_what_is_no_tensor_is_refused(value: Any) -> None:
         Stack([nn.Identity(), Returns(value)], D)(torch.ones(2, D))
 
 
+def test_of_a_tuple_without_a_tensor_both_types_are_named() -> None:
+    with pytest.raises(TypeError, match="got tuple of tuple and Tensor"):
+        Residual(Returns(((), torch.ones(1))), D)(torch.ones(2, D))
+
+
+def test_a_sublayer_that_needs_more_than_x_says_what_and_how() -> None:
+    attention, x = nn.MultiheadAttention(D, 2, batch_first=True), torch.randn(2, 5, D)
+    takes = r"query, key, value, \[key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal\]"
+    with pytest.raises(TypeError, match=r"^the sublayer \(MultiheadAttention\) is called with x: missing .* 'key'"):
+        Residual(attention, D)(x)
+    with pytest.raises(TypeError, match=rf"Its forward takes {takes}\. ") as error:
+        Stack([attention, nn.ReLU()], D)(x)
+    names: dict[str, Any] = {"MultiheadAttention": nn.MultiheadAttention}
+    exec("\n".join(str(error.value).splitlines()[1:]), names)  # what the message proposes
+    wrapped = names["OfOne"](D, 2, batch_first=True)
+    wrapped.load_state_dict(attention.state_dict())
+    torch.testing.assert_close(Residual(wrapped, D)(x)[0], Residual(attention, D)(x, x, x)[0])
+    assert Stack([wrapped, nn.ReLU()], D)(x).shape == x.shape
+
+
+def test_a_sublayer_that_does_not_know_an_argument_is_named() -> None:
+    with pytest.raises(TypeError, match=r"sublayer 0 \(Linear\) is called with x and mask: got an unexpected .*'mask'"):
+        Stack(linears(), D)(torch.ones(2, D), mask=None)
+
+
+def test_a_sublayer_s_own_type_error_stays_as_it_is() -> None:
+    with pytest.raises(TypeError, match=r"missing 2 required positional arguments: 'key' and 'value'$"):
+        Residual(nn.Sequential(nn.MultiheadAttention(D, 2)), D)(torch.ones(2, D))
+
+
 @pytest.mark.parametrize("shape", [(2, 9), (1, D), (D,), (2, 1, D)])
 def test_another_shape_is_refused_and_both_are_named(shape: tuple[int, ...]) -> None:
     """Also what broadcasting would let pass."""

@@ -6,6 +6,7 @@ Nothing below this file knows how a call is carried out; nothing above it valida
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -16,6 +17,9 @@ from torch import Tensor
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OPERANDS = ("x", "residual", "weight", "bias", "branch_bias", "branch_scale", "row_scale")
 SEED_LIMIT = 2**63
+
+# Of its own checks, which are no part of a trace, the tracer is not to warn, as torch has it for its own modules.
+warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"addnorm\.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,8 @@ def add_norm(
         weight_offset: 1.0 for norms whose weight is stored around zero (Gemma).
         out_dtype: y's dtype, by default ``torch.result_type(x, residual)``; float32 under autocast on CUDA.
         stream_dtype: The dtype in which z is kept for the backward, by default ``torch.result_type(x, residual)``.
-        out: Where y is written, for inference only. It may be exactly x or residual; any other overlap is refused.
+        out: Where y is written, for inference only and outside torch.func transforms. It may be exactly x or residual;
+            any other overlap is refused.
         backend: ``"cpu"``, ``"triton"`` or ``"eager"``; None chooses. A named backend never falls back.
 
     Returns:
@@ -187,6 +188,12 @@ def run(
     """The ordinary path: y and the stream, through the operators."""
     policy(call.norm)  # or the error that lists them
     chosen = select(call, backend).name
+    transformed = transforms_active()
+    if transformed and not (out is None and stream_out is None):
+        raise ValueError(
+            f"{'stream_out' if out is None else 'out'} can not be written inside torch.func transforms (grad, vmap, "
+            "jvp) and forward-mode AD: call without it, and copy the result"
+        )
     check_out("out", out, call.out_dtype, call)
     check_out("stream_out", stream_out, call.stream_dtype, call)
     check_apart(out, stream_out)
@@ -195,7 +202,7 @@ def run(
         y, z, _ = BACKENDS[chosen].forward(call, keep_stream=stream, keep_stats=False, out=out, stream_out=stream_out)
         return y, y if z is None else z
     if out is None and stream_out is None:
-        if transforms_active():
+        if transformed:
             y, z, _ = reference.forward(call)
             return y, z
         return ops.forward(call, chosen, stream=stream)

@@ -57,7 +57,8 @@ DEFAULTS = {
 
 def forward(call: Call, backend: str, *, stream: bool) -> tuple[Tensor, Tensor]:
     """y and the stream; the second means nothing unless asked for or kept for the backward."""
-    wants_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in call.operands.values())
+    graded = torch.is_grad_enabled() or torch.jit.is_tracing()  # a trace may run either way, however it was made
+    wants_grad = graded and any(t is not None and t.requires_grad for t in call.operands.values())
     keep_stream = stream or (wants_grad and not call.stream_is_x)
     operands, options = arguments_of(call, backend)
     arguments = (*operands, keep_stream, wants_grad, *options)

@@ -71,7 +71,12 @@ def supports(backend: Backend, call: Call) -> Support:
 
 def transforms_active() -> bool:
     """Whether the call runs under torch.func (grad, vmap, jvp, ...) or forward-mode AD."""
-    if torch.compiler.is_compiling():
-        return False
-    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    return functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return in_transform() or forward_ad._current_level >= 0
+
+
+def in_transform() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# For Dynamo, which enters the transforms that it traces; torch.compiler.assume_constant_result would import it.
+in_transform._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

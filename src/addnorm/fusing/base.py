@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
+import types
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.fx import _symbolic_trace as fx_file
 from torch.nn.modules import module as module_file
+from torch.utils._device import DeviceContext
 
+from ..backends import transforms_active
 from ..modules import AddNorm
 from .report import Outcome, Report
 
 PLACE = "_compiled_call_impl"  # what torch.nn.Module.__call__ calls instead of forward; never copied nor saved
+IGNORED = "__jit_ignored_attributes__"
 HOOKS = {  # where a module keeps its hooks, and how they are called
     "_forward_pre_hooks": "a forward pre-hook",
     "_forward_hooks": "a forward hook",
@@ -24,6 +30,7 @@ HOOKS = {  # where a module keeps its hooks, and how they are called
     "_backward_hooks": "a backward hook",
 }
 NORMS = ("LayerNorm", "RMSNorm")  # how the names of classes of norms end
+PLACES = threading.RLock()  # held while it changes what has which module's place of call
 
 
 class InPlace:
@@ -54,11 +61,12 @@ class FusedCall(InPlace, ABC):
         """What the model's own call gives."""
 
     def install(self) -> None:
+        """Take the model's place of call; under PLACES."""
         self._before, self._visible = put(self.model, self), visible(self.model, self.mode)
         self.model.__dict__.update(self._visible)
 
     def remove(self) -> None:
-        """Give the model its own call back, unless another took this one's place."""
+        """Give the model its own call back, unless another took this one's place; under PLACES."""
         take(self.model, self, self._before)
         hide(self.model, self._visible)
 
@@ -81,8 +89,21 @@ class FusedCall(InPlace, ABC):
 
 
 def is_traced() -> bool:
-    """Whether another compiles, exports or traces: what that makes is of the plain model, as a copy is."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    """Whether another compiles, exports, traces, transforms or watches: that sees the plain model, as a copy is."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or fx_file._is_fx_tracing_flag
+        or transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or (torch._C._len_torch_function_stack() > 0 and is_overridden())
+    )
+
+
+def is_overridden() -> bool:
+    """Whether a mode may answer for torch's functions; a default device is one that does not matter here."""
+    modes = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
+    return not all(isinstance(mode, DeviceContext) for mode in modes)
 
 
 def hook_dicts(modules: Iterable[nn.Module]) -> list[dict[int, Any]]:
@@ -117,17 +138,19 @@ def take(module: nn.Module, call: Any, before: Any) -> bool:
     """The way back, unless another has taken the place since; whether it was."""
     if module.__dict__.get(PLACE) is not call:
         return False
-    module.__dict__.pop(PLACE, None)  # another thread may go the same way
-    if before is not None:
-        module.__dict__[PLACE] = before
+    if before is None:
+        del module.__dict__[PLACE]
+    else:
+        put(module, before)
     return True
 
 
 def visible(model: nn.Module, mode: str) -> dict[str, Any]:
     """What a fused model has of its own beside its call.
 
-    - ``forward``, the class's: Dynamo goes straight to that where the instance has none, and who compiles around the
-      model would not meet its call.
+    - ``forward``, which calls the class's: Dynamo goes straight to that where the instance has none, and who compiles
+      around the model would not meet its call.
+    - ``__jit_ignored_attributes__``: what `torch.jit.script` is not to read, which are all these and PLACE.
     - ``compile``, which would put another call in this one's place: an error.
     - ``_replicate_for_data_parallel``: a replica would have this model's call, with this model's weights: an error.
     - ``__getstate__``: what copies and saves the model sees none of these, as `torch.nn.Module.__getstate__` hides
@@ -152,15 +175,29 @@ def visible(model: nn.Module, mode: str) -> dict[str, Any]:
 
     ours: dict[str, Any] = {"__getstate__": state, "compile": refuse, "_replicate_for_data_parallel": no_replica}
     if "forward" not in model.__dict__:
-        ours["forward"] = model.forward
+        ours["forward"] = forward_of_class(model)
+    ours[IGNORED] = [*getattr(model, IGNORED, ()), PLACE, *ours]
     return ours
+
+
+def forward_of_class(model: nn.Module) -> Callable[..., Any]:
+    """The class's forward, which is looked up at each call: it may be replaced, and so may the model's class."""
+    now = model.forward
+    if not isinstance(now, types.MethodType):  # a static one
+        return now
+
+    @functools.wraps(now.__func__)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return type(self).forward(self, *args, **kwargs)
+
+    return types.MethodType(forward, model)
 
 
 def hide(model: nn.Module, ours: dict[str, Any]) -> None:
     """Undoes `visible`, where another has not set these since."""
     for name, value in ours.items():
         if model.__dict__.get(name) is value:
-            model.__dict__.pop(name, None)  # another thread may go the same way
+            del model.__dict__[name]
 
 
 def unseen(model: nn.Module, report: Report) -> list[str]:

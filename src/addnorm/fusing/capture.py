@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -13,13 +15,14 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 
-from ..backends import transforms_active
 from .arrays import copy_quietly
 from .base import FusedCall, hook_dicts
 from .callers import Callers
 from .captured import Captured
 from .fast_path import REASON, NestedEncoders
 from .piece import Piece
+
+NOBODY: AbstractContextManager[Any] = nullcontext()
 
 
 class EagerCall(FusedCall):
@@ -31,8 +34,10 @@ class EagerCall(FusedCall):
         super().__init__(model)
         self.captures = 0
         self._given_up = False  # whether the model can not be captured
+        self._turn = threading.RLock()  # whose turn it is to capture: a model may call itself
         self._open: list[Piece] = []
         self._hooks: list[dict[int, Any]] = []
+        self._kinds: list[type[nn.Module]] = []
         self.callers = Callers(model)
         self._breaks: Counter[str] | None = None  # Dynamo's count of all models' before the first pass
         self._nested = NestedEncoders(model)
@@ -43,23 +48,27 @@ class EagerCall(FusedCall):
         self._captured = Captured(self.model, self.rewrite)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        if transforms_active():  # where Dynamo captures nothing, now and later
-            return self.model._call_impl(*args, **kwargs)
         if self._given_up or self._nested.take_over():
             result = self.model._call_impl(*args, **kwargs)
-        else:
-            result = self.run(*args, **kwargs)
-        if self._open or self._first:
-            self.settle()
+            if self._first:
+                self.settle()
+            return result
+        version = self.version()
+        with NOBODY if version in self.entry().done else self._turn:  # others wait for what one captures
+            result = self.run(version, *args, **kwargs)
+            if self._open or self._first:
+                self.settle()
         return result
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, version: Hashable, *args: Any, **kwargs: Any) -> Any:
         """The captured call; the model's own where Dynamo gives it up, so that its own errors are raised as ever."""
+        if self._given_up:  # by the thread before
+            return self.model._call_impl(*args, **kwargs)
         self.callers.now.start()
         if self._breaks is None:
             self._breaks = Counter(counters["graph_break"])
         try:
-            return self.entry()(self.version(), *args, **kwargs)
+            return self.entry()(version, *args, **kwargs)
         except TorchDynamoException as error:
             if self.callers.now.captured:  # from the start again would do twice what the first part has done
                 raise
@@ -81,9 +90,9 @@ class EagerCall(FusedCall):
         """What runs: captured, or captured when it is called."""
         return self._captured
 
-    def version(self) -> tuple[int, ...]:
-        """The hooks there are, by number: Dynamo's guards do not watch them."""
-        return tuple(chain.from_iterable(self._hooks))
+    def version(self) -> tuple[Hashable, ...]:
+        """What Dynamo's guards do not watch: the hooks there are, by number, and the forwards of the classes."""
+        return *chain.from_iterable(self._hooks), *[kind.forward for kind in self._kinds]
 
     def give_up(self, cause: str) -> None:
         """Run the model as it was from now on."""
@@ -96,8 +105,9 @@ class EagerCall(FusedCall):
         warnings.warn(f"addnorm.fuse could not capture {name}, which runs as it was: {cause}", stacklevel=6)
 
     def look_over(self) -> None:
-        """Note the model's modules as they are now, and where their hooks are kept."""
+        """Note the model's modules as they are now: their classes, and where their hooks are kept."""
         self._hooks = hook_dicts(self.model.modules())
+        self._kinds = list(dict.fromkeys(map(type, self.model.modules())))
         self.callers.look_over()
 
     def rewrite(self, module: GraphModule, _: list[Any]) -> Callable[..., Any]:

@@ -31,16 +31,20 @@ class Captured:
         self.model = model
         self._backend = weakref.WeakMethod(backend)
         self._calls: dict[Hashable, Callable[..., Any]] = {}
+        self.done: set[Hashable] = set()  # the versions of which one call has come to its end
 
     def __call__(self, version: Hashable, *args: Any, **kwargs: Any) -> Any:
         call = self._calls.get(version)
         if call is None:
             if len(self._calls) >= MOST:
                 self._calls.clear()
+                self.done.clear()
             QUIET.listen()
             call = torch.compile(traced(self.model), backend=by_reference(self._backend), **isolation())
             call = self._calls.setdefault(version, call)  # another thread may have come first
-        return call(*args, **kwargs)
+        result = call(*args, **kwargs)
+        self.done.add(version)
+        return result
 
 
 QUIET = Quiet(Captured.__call__.__code__)

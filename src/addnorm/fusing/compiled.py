@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import GraphModule
 
@@ -50,7 +51,10 @@ class InductorCall(EagerCall):
         self._compiled = Captured(model, self.compile)
 
     def entry(self) -> Captured:
-        return super().entry() if self._open or self._first else self._compiled
+        """At first what tries the sites, and for what a backward then recomputes: its forward was tried, too."""
+        recomputing = torch._C._current_graph_task_id() >= 0
+        tries = self._open or self._first or (recomputing and not self._compiled.done)
+        return super().entry() if tries else self._compiled
 
     def compile(self, module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         """Dynamo's backend."""

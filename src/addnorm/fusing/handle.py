@@ -12,7 +12,7 @@ from torch._dynamo import config
 from torch._dynamo.eval_frame import is_dynamo_supported
 
 from ..call import lookup
-from .base import PLACE, FusedCall
+from .base import PLACE, PLACES, FusedCall
 from .capture import EagerCall
 from .checks import check_model
 from .modules import ModulesCall
@@ -61,18 +61,21 @@ class Handle:
 
     def undo(self) -> None:
         """Give the model its own call back. Harmless where that was done before."""
-        self._call.remove()
+        with PLACES:
+            self._call.remove()
 
     def __enter__(self) -> Handle:
-        self._depth += 1
+        with PLACES:
+            self._depth += 1
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self.undo()
+        with PLACES:
+            self._depth -= 1
+            if self._depth == 0:
+                self.undo()
 
     def __reduce_ex__(self, _: Any) -> Any:
         name = type(self.model).__name__
@@ -139,20 +142,22 @@ def fuse(
     """
     chosen = automatic() if mode == "auto" else mode
     make = lookup("mode", mode, {"auto": MODES[automatic()], **MODES})
-    check_model(model)
-    present = model.__dict__.get(PLACE)
-    if isinstance(present, FusedCall):
-        if mode not in ("auto", present.mode):
-            raise ValueError(f"model is fused in mode {present.mode!r} already: undo that first, then mode={chosen!r}")
-        return present.handle
-    call = make(model)
-    call.handle = Handle(model, call)
-    call.install()
+    with PLACES:
+        check_model(model)
+        present = model.__dict__.get(PLACE)
+        if isinstance(present, FusedCall):
+            if mode not in ("auto", present.mode):
+                already = f"model is fused in mode {present.mode!r} already"
+                raise ValueError(f"{already}: undo that first, then mode={chosen!r}")
+            return present.handle
+        call = make(model)
+        call.handle = Handle(model, call)
+        call.install()
     if example is not None:
         try:
             try_out(model, example)
         except BaseException:
-            call.remove()
+            call.handle.undo()
             raise
     return call.handle
 

@@ -11,7 +11,7 @@ from torch.nn.modules import module as module_file
 from torch.utils._pytree import tree_map
 
 from ..functional import explain_dispatch
-from .base import HOOKS, PLACE, FusedCall, InPlace, hook_dicts, is_traced, put, take
+from .base import HOOKS, PLACE, PLACES, FusedCall, InPlace, hook_dicts, is_traced, put, take
 from .callers import Pass
 from .local import KINDS, Local, Part
 from .measured import ALONE as FAST_ALONE
@@ -40,6 +40,8 @@ class ModulesCall(FusedCall):
 
     def install(self) -> None:
         super().install()
+        if self._own is not None:
+            self._own.code = self._own.methods()  # with the forward that is there now
         self._befores = {path: put(call.module, call) for path, call in self._calls.items()}
 
     def remove(self) -> None:
@@ -71,24 +73,24 @@ class ModulesCall(FusedCall):
     def rest(self) -> None:
         """Take ours from the norms that are left to torch, as things are. To ask each time is too slow: between two
         matrix products the code that asks has left the caches, and takes longer than a norm of few rows.
-
-        Another thread may come here, or wake them, at the same time: who takes one out notes it, nobody else.
         """
-        for path, call in self._calls.items():
-            if call.idle and take(call.module, call, self._befores[path]):
-                call.rests = True
+        with PLACES:
+            for path, call in self._calls.items():
+                if call.idle and take(call.module, call, self._befores[path]):
+                    call.rests = True
         self._sample = next((call.module._parameters for call in self._calls.values() if call.rests), {})
         self._at_rest = self.circumstances()
 
     def wake(self) -> None:
         """Put ours back, where no other has taken the place since."""
         self._at_rest = None
-        for path, call in self._calls.items():
-            if not call.rests:
-                continue
-            call.idle = call.rests = False
-            if call.module.__dict__.get(PLACE) is self._befores[path]:
-                put(call.module, call)
+        with PLACES:
+            for path, call in self._calls.items():
+                if not call.rests:
+                    continue
+                call.idle = call.rests = False
+                if call.module.__dict__.get(PLACE) is self._befores[path]:
+                    put(call.module, call)
 
     def circumstances(self) -> tuple[Any, ...]:
         """What decides, beside its input, whether a norm alone is left to torch: of the first that rests, as what is
@@ -118,6 +120,7 @@ class LocalCall(InPlace):
         self._readings = readings
         self._hooked = {"it": self.module, **{name: getattr(self.module, name) for name in readings[0].bypassed}}
         self._hooks = hook_dicts(self._hooked.values())
+        self.code = self.methods()
 
     @classmethod
     def of(cls, module: nn.Module, path: str, owner: ModulesCall) -> LocalCall | None:
@@ -129,13 +132,23 @@ class LocalCall(InPlace):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if is_traced():
             return self.module._call_impl(*args, **kwargs)
-        left = self.hook() if any(self._hooks) else self._readings[0].left_to(*args, **kwargs)
+        left = self.changed() or self._readings[0].left_to(*args, **kwargs)
         self.idle = left == FAST_ALONE
         if self.owner.watching or (self.reason is None and not left):
             self.watch(left, *args, **kwargs)
         if left or self.local is None:
             return self.module._call_impl(*args, **kwargs)
         return self.local.forward(*args, **kwargs)
+
+    def methods(self) -> list[Any]:
+        """The module's methods that the fused forward stands for."""
+        return [getattr(self.module, name, None) for name in self._readings[0].methods]
+
+    def changed(self) -> str:
+        """What others did to the module that keeps its own code running."""
+        if self.methods() != self.code:
+            return "its code has been replaced since the model was fused"
+        return self.hook() if any(self._hooks) else ""
 
     def hook(self) -> str:
         """Which hook keeps the module's own code running."""

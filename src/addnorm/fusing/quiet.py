@@ -12,7 +12,10 @@ from typing import Any
 
 from torch._dynamo.callback import callback_handler
 
-LOGGER = logging.getLogger("torch._dynamo")
+LOGGERS = {  # below which level each is quiet
+    logging.getLogger("torch._dynamo"): logging.ERROR,
+    logging.getLogger("torch._subclasses.fake_tensor"): logging.CRITICAL,  # of errors that the model itself raises next
+}
 
 
 class Quiet:
@@ -36,10 +39,11 @@ class Quiet:
         if frame is None:
             return
         self._held.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", module=r"torch\._dynamo\b")
-        if LOGGER.getEffectiveLevel() == logging.WARNING:
-            self._held.callback(LOGGER.setLevel, LOGGER.level)
-            LOGGER.setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=r"torch\._(dynamo|subclasses)\b")
+        for logger, level in LOGGERS.items():
+            if logger.getEffectiveLevel() == logging.WARNING:
+                self._held.callback(logger.setLevel, logger.level)
+                logger.setLevel(level)
 
     def end(self, _: Any) -> None:
         self._held.close()

@@ -39,6 +39,14 @@ class Residual(nn.Module):
     >>> block = Residual(nn.Linear(8, 8), 8, placement="pre", dropout=0.1)
     >>> block(torch.randn(2, 5, 8)).shape
     torch.Size([2, 5, 8])
+
+    A module that takes more than one tensor gets the others in the call, as they are; for self-attention, wrap it:
+
+    >>> class SelfAttention(nn.MultiheadAttention):
+    ...     def forward(self, x, **options):
+    ...         return super().forward(x, x, x, **options)
+    >>> block = Residual(SelfAttention(8, 2, batch_first=True), 8, placement="pre")
+    >>> y, attention_weights = block(torch.randn(2, 5, 8))
     """
 
     def __init__(
@@ -86,8 +94,8 @@ class Residual(nn.Module):
         self.placement.fill_slots([sublayer])
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """y. Further arguments go to the sublayer. Where it returns a tuple, the first item is the branch and the
-        others follow y in a tuple: ``(y, *others)``."""
+        """y. Further arguments go to the sublayer as they are: the norm sees x alone. Where it returns a tuple,
+        the first item is the branch and the others follow y in a tuple: ``(y, *others)``."""
         if self.shortcut is None:
             check_width(x, self.d_model)
         taken, state = self.placement.start(x)

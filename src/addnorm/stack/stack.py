@@ -15,7 +15,7 @@ from ..modules import AddNorm
 from ..norms import Norm, policy
 from ..placements import Settings, Site, make
 from ..words import count as counted
-from .sublayer import branch_of, check_module, check_width
+from .sublayer import branch_of, check_module, check_width, given_types
 
 Kwargs = Sequence[Mapping[str, Any]]
 Step = tuple[nn.Module, Mapping[str, Any], Site]
@@ -183,15 +183,6 @@ class Stack(nn.Module):
                 f"{counted(count, 'sublayer')}, or one for each of a layer's {self.sublayers_per_layer}"
             )
         return [{**shared, **sublayer_kwargs[index % len(sublayer_kwargs)]} for index in range(count)]
-
-
-def given_types(value: Any) -> str:
-    """
-    >>> given_types([{}, None]), given_types({})
-    ('list of dict and NoneType', 'dict')
-    """
-    kind = type(value).__name__
-    return f"{kind} of {' and '.join(type(v).__name__ for v in value)}" if isinstance(value, (list, tuple)) else kind
 
 
 def sites(sublayers: int, per_layer: int) -> list[Site]:

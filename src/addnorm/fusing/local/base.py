@@ -22,6 +22,7 @@ class Part:
 class Local(ABC):
     """One module, fused. Its attributes are read at each call, so that what changes in the module holds here."""
 
+    methods: ClassVar[tuple[str, ...]] = ("forward",)  # of the module, which the fused forward stands for
     bypassed: ClassVar[tuple[str, ...]] = ()  # submodules that the fused forward does not call as modules
 
     def __init__(self, module: nn.Module) -> None:

@@ -11,12 +11,11 @@ from ...functional import add_norm, add_norm_stream
 from ..fast_path import REASON, graded
 from .base import Local, Part, affine, is_plain, rate
 
-METHODS = ("forward", "_sa_block", "_ff_block", "_mha_block")
-
 
 class Layer(Local):
     """What both have: sublayers that each end in a dropout, a norm for each, before or after."""
 
+    methods = ("forward", "_sa_block", "_ff_block", "_mha_block")
     own: type[nn.Module]
     norms: tuple[str, ...]
 
@@ -24,7 +23,7 @@ class Layer(Local):
     def is_own(cls, module: nn.Module) -> bool:
         """Whether the module runs torch's code, not a subclass's."""
         own = isinstance(module, cls.own) and "forward" not in module.__dict__
-        return own and all(getattr(type(module), name, 0) is getattr(cls.own, name, 0) for name in METHODS)
+        return own and all(getattr(type(module), name, 0) is getattr(cls.own, name, 0) for name in cls.methods)
 
     def parts(self) -> tuple[Part, ...]:
         if self.module.norm_first:  # the first norm's sum is made in the layer before
