@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules import module as module_file
-from torch.utils._pytree import tree_map
 
-from ..functional import explain_dispatch
 from .base import HOOKS, PLACE, PLACES, FusedCall, InPlace, hook_dicts, is_traced, put, take
 from .callers import Pass
+from .judge import ALONE, judged
 from .local import KINDS, Local, Part
 from .measured import ALONE as FAST_ALONE
 from .report import Outcome
-from .sites import WITHOUT_NUMBERS
-from .trial import SLOW, UNJUDGED, disagreement
-
-ALONE = "the norm alone: a sum before it is made in another module's code, which this mode does not see"
+from .trial import UNJUDGED
 
 
 class ModulesCall(FusedCall):
@@ -184,47 +179,3 @@ class LocalCall(InPlace):
         if not part.folded:
             return Outcome(norm, call, part.kind, False, plain=True, reason=ALONE, backend=self.backend)
         return Outcome(norm, call, part.kind, True, part.folded, part.stream, backend=self.backend)
-
-
-@torch.no_grad()
-def judged(readings: list[Local], args: Any, kwargs: Any) -> tuple[Local | None, str, str | None]:
-    """``(reading, backend, reason)``: the first reading that gives what the module gives, or why there is none.
-
-    Compared is a copy of the module in eval mode, so without dropout, with itself in float64.
-    """
-    try:
-        twin = copy.deepcopy(readings[0].module).eval()
-        before = tensors(twin(*args, **kwargs))
-        if before[0].is_meta:
-            return None, "", WITHOUT_NUMBERS
-        with torch.autocast(device_type=before[0].device.type, enabled=False):
-            exact = tensors(copy.deepcopy(twin).double()(*wide(args), **wide(kwargs)))
-    except (TypeError, ValueError, RuntimeError) as error:
-        return None, "", f"it can not be tried on a copy: {error}"
-    reason: str | None = ""
-    for reading in readings:
-        local = copy.copy(reading)
-        local.module = twin
-        try:
-            after = tensors(local.forward(*args, **kwargs))
-        except (TypeError, ValueError, RuntimeError) as error:
-            reason = f"add_norm refuses it: {error}"
-            continue
-        reason = disagreement(after, before, exact)
-        if reason == "":
-            backend = explain_dispatch(after[0], norm=reading.parts()[0].kind).chosen
-            if backend == SLOW and not reading.parts()[0].folded:
-                return None, "", f"{ALONE}; no kernel takes it alone"
-            return reading, backend, ""
-    return None, "", reason
-
-
-def tensors(result: Any) -> tuple[Tensor, ...]:
-    return (result,) if isinstance(result, Tensor) else tuple(result)
-
-
-def wide(arguments: Any) -> Any:
-    """The arguments with every floating-point tensor in float64."""
-    return tree_map(
-        lambda value: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value, arguments
-    )

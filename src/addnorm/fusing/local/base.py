@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Local(ABC):
     """One module, fused. Its attributes are read at each call, so that what changes in the module holds here."""
 
     methods: ClassVar[tuple[str, ...]] = ("forward",)  # of the module, which the fused forward stands for
+    draws: ClassVar[bool] = True  # whether the module may draw dropout in training
     bypassed: ClassVar[tuple[str, ...]] = ()  # submodules that the fused forward does not call as modules
 
     def __init__(self, module: nn.Module) -> None:
@@ -36,6 +37,10 @@ class Local(ABC):
     @abstractmethod
     def parts(self) -> tuple[Part, ...]:
         """The norms that the fused forward replaces, in order."""
+
+    def probe(self, x: Tensor) -> Tensor:
+        """What is to stand for an argument where a copy of the module with other vectors is compared."""
+        return x
 
     def left_to(self, *args: Any, **kwargs: Any) -> str:
         """Why the module's own forward is to run, here and now with these arguments; "" where the fused one may."""

@@ -13,11 +13,14 @@ from ..base import NORMS
 from ..measured import torch_is_faster, wants_grad
 from .base import Local, Part, is_plain
 
+TORCHS = (nn.LayerNorm, nn.RMSNorm)
 EPS = ("eps", "variance_epsilon", "epsilon")  # the names that models give it
 
 
 class Norm(Local):
     """``norm(x)`` over the last dimension."""
+
+    draws = False
 
     def __init__(self, module: nn.Module, kind: str, offset: float = 0.0) -> None:
         super().__init__(module)
@@ -28,7 +31,7 @@ class Norm(Local):
 
     @staticmethod
     def matches(module: nn.Module) -> bool:
-        if type(module) in (nn.LayerNorm, nn.RMSNorm):
+        if type(module) in TORCHS:
             return len(module.normalized_shape) == 1  # pyright: ignore
         weight = getattr(module, "weight", None)
         named = type(module).__name__.endswith(NORMS) and eps_name(module) is not None
@@ -38,10 +41,21 @@ class Norm(Local):
     def left_to(self, *args: Any, **kwargs: Any) -> str:
         if len(args) + len(kwargs) != 1:
             return "it is called with more than its input"
-        (x,), module = (*args, *kwargs.values()), self.module
+        module: Any = self.module
+        (x,), vectors = (*args, *kwargs.values()), (module.weight, getattr(module, "bias", None))
+        if not isinstance(x, Tensor) or not all(fits(vector, x) for vector in vectors):
+            return "its weight or bias does not fit its input"
+        if type(module) not in TORCHS:
+            return "" if eps_name(module) else "its eps is no number"
+        if module.normalized_shape != x.shape[-1:]:
+            return "it norms over other dimensions than the last"
         if type(module) is not nn.LayerNorm:
             return ""
-        return torch_is_faster("layer", x, backward=wants_grad(x, *module._parameters.values()))
+        return torch_is_faster("layer", x, backward=wants_grad(x, *vectors))
+
+    def probe(self, x: Tensor) -> Tensor:
+        """Rows that have a mean and are so small that it matters where eps is added."""
+        return (self.eps(x) ** 0.5 * (3 + torch.linspace(-1, 1, x.shape[-1]))).to(x).expand_as(x)
 
     def parts(self) -> tuple[Part, ...]:
         return (Part("", self.kind),)
@@ -66,5 +80,9 @@ def readings(module: nn.Module) -> list[Local]:
     return [Norm(module, kind, offset) for kind in ("rms", "layer") for offset in (0.0, 1.0)]
 
 
+def fits(vector: Any, x: Tensor) -> bool:
+    return vector is None or (isinstance(vector, Tensor) and vector.shape == x.shape[-1:])
+
+
 def eps_name(module: nn.Module) -> str | None:
-    return next((name for name in EPS if isinstance(getattr(module, name, None), float)), None)
+    return next((name for name in EPS if isinstance(getattr(module, name, None), (int, float))), None)

@@ -18,6 +18,7 @@ class Layer(Local):
     methods = ("forward", "_sa_block", "_ff_block", "_mha_block")
     own: type[nn.Module]
     norms: tuple[str, ...]
+    dropouts: tuple[str, ...]
 
     @classmethod
     def is_own(cls, module: nn.Module) -> bool:
@@ -32,14 +33,16 @@ class Layer(Local):
 
     def left_to(self, *args: Any, **kwargs: Any) -> str:
         module = self.module
-        if all(is_plain(getattr(module, name), nn.LayerNorm) for name in self.norms):
-            return ""
-        return "one of its norms has been replaced"
+        if not all(is_plain(getattr(module, name), nn.LayerNorm) for name in self.norms):
+            return "one of its norms has been replaced"
+        if not all(is_plain(getattr(module, name), nn.Dropout) for name in self.dropouts):
+            return "one of its dropouts has been replaced"
+        return ""
 
     def chain(self, x: Tensor, *branches: Any) -> Tensor:
         """All sublayers: a branch is a function of its input; after each come its dropout, the sum and a norm."""
         module = self.module
-        rates = [rate(getattr(module, f"dropout{index}")) for index in range(1, len(branches) + 1)]
+        rates = [rate(getattr(module, name)) for name in self.dropouts]
         if not module.norm_first:
             for branch, p, name in zip(branches, rates, self.norms, strict=True):
                 x = add_norm(branch(x), x, dropout_p=p, **affine(getattr(module, name)))
@@ -47,7 +50,7 @@ class Layer(Local):
         y = getattr(module, self.norms[0])(x)
         for branch, p, name in zip(branches[:-1], rates[:-1], self.norms[1:], strict=True):
             y, x = add_norm_stream(branch(y), x, dropout_p=p, **affine(getattr(module, name)))
-        return x + getattr(module, f"dropout{len(branches)}")(branches[-1](y))
+        return x + getattr(module, self.dropouts[-1])(branches[-1](y))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """As the layer's ``_ff_block``, without the last dropout."""
@@ -58,8 +61,8 @@ class Layer(Local):
 class EncoderLayer(Layer):
     """`torch.nn.TransformerEncoderLayer`, wherever torch's own fast path does not run."""
 
-    own, norms = nn.TransformerEncoderLayer, ("norm1", "norm2")
-    bypassed = ("norm1", "norm2", "dropout1", "dropout2")
+    own, norms, dropouts = nn.TransformerEncoderLayer, ("norm1", "norm2"), ("dropout1", "dropout2")
+    bypassed = norms + dropouts
 
     @staticmethod
     def matches(module: nn.Module) -> bool:
@@ -92,7 +95,8 @@ class DecoderLayer(Layer):
     """`torch.nn.TransformerDecoderLayer`."""
 
     own, norms = nn.TransformerDecoderLayer, ("norm1", "norm2", "norm3")
-    bypassed = ("norm1", "norm2", "norm3", "dropout1", "dropout2", "dropout3")
+    dropouts = ("dropout1", "dropout2", "dropout3")
+    bypassed = norms + dropouts
 
     @staticmethod
     def matches(module: nn.Module) -> bool:
