@@ -110,6 +110,13 @@ def test_a_monitor_that_saw_no_training_says_so() -> None:
     with pytest.warns(UserWarning, match=r"logged nothing: .* of 2 calls none was one \(model.train\(\), no"):
         monitor.close()
     monitor.close()  # says it once
+    assert "_compiled_call_impl" not in model.__dict__
+    monitor = Monitor(model, every=1, log=seen.append)
+    with torch.no_grad():
+        model(**batch())
+    with pytest.raises(UserWarning, match="logged nothing"):  # where warnings are errors
+        monitor.close()
+    assert "_compiled_call_impl" not in model.__dict__
     with Monitor(model, every=1, log=seen.append):
         model(**batch()).sum().backward()
     assert len(seen) == 1

@@ -21,7 +21,7 @@ BATCH = 16  # sentences
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser, nargs="?", help="{}; else MiniLM")
+    add_model(parser, otherwise="; else MiniLM")
     parser.add_argument("--text", metavar="FILE", type=Path, help="sentences, one a line; else a chapter of Alice")
     add_output(parser)
 

@@ -29,10 +29,10 @@ def add_output(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
-def add_model(parser: argparse.ArgumentParser, **given: Any) -> None:
-    """A model of the user's: what `demo.folder.folder_of` takes."""
+def add_model(parser: argparse.ArgumentParser, otherwise: str = "") -> None:
+    """A model of the user's, as `demo.folder.folder_of` takes it; it may be left out where there is another."""
     what = "a folder with config.json, tokenizer.json and *.safetensors, or an installed package that carries one"
-    parser.add_argument("model", metavar="PATH_OR_PACKAGE", help=given.pop("help", "{}").format(what), **given)
+    parser.add_argument("model", metavar="PATH_OR_PACKAGE", nargs="?" if otherwise else None, help=f"{what}{otherwise}")
 
 
 def check_output(args: argparse.Namespace, *, plain: bool = False) -> None:

@@ -77,16 +77,16 @@ class Monitor:
         self._call.flush()
         if self.model.__dict__.get(PLACE) is not self._call:
             return
+        if self._had:
+            self.model.__dict__[PLACE] = self._before
+        else:
+            del self.model.__dict__[PLACE]
         if self._call.passed_over and not self._call.step:
             warnings.warn(
                 "addnorm.Monitor logged nothing: it samples calls in training mode with gradients enabled, and of "
                 f"{count(self._call.passed_over, 'call')} none was one (model.train(), no torch.no_grad())",
                 stacklevel=2,
             )
-        if self._had:
-            self.model.__dict__[PLACE] = self._before
-        else:
-            del self.model.__dict__[PLACE]
 
     def __enter__(self) -> Monitor:
         return self
