@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -31,8 +31,15 @@ class Support:
 
 
 YES = Support(True)
+Function = TypeVar("Function", bound=Callable[..., Any])
 # Carries out a call for other tensors of its kinds: from their addresses to new results, None where not asked for.
 Plan: TypeAlias = Callable[[Sequence[int | None]], tuple[Any, ...]]
+
+
+def once_a_graph(function: Function) -> Function:
+    """A graph asks once, while it is traced: torch.compiler.assume_constant_result, without importing Dynamo."""
+    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return function
 
 
 class Backend(ABC):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..call import Call, Gradient, lookup
-from .base import Backend, Support
+from .base import Backend, Support, once_a_graph
 from .cpu import Cpu
 from .eager import Eager
 from .triton import Triton
@@ -74,9 +74,7 @@ def transforms_active() -> bool:
     return in_transform() or forward_ad._current_level >= 0
 
 
+@once_a_graph
 def in_transform() -> bool:
+    """Under torch.func; a graph is traced inside the transforms that it enters."""
     return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
-
-
-# For Dynamo, which enters the transforms that it traces; torch.compiler.assume_constant_result would import it.
-in_transform._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...call import Call, Gradient
-from ..base import YES, Backend, Plan, Support
+from ..base import YES, Backend, Plan, Support, once_a_graph
 
 NORMS = ("layer", "rms")  # that there are kernels for: norms.py
 OLDEST = (8, 0)  # compute capability: bfloat16, asynchronous copies
@@ -29,6 +29,7 @@ def load() -> tuple[ModuleType | None, str]:
         return None, f"triton does not load: {type(error).__name__}: {error}"
 
 
+@once_a_graph
 def obstacle(kind: str, index: int | None) -> str:
     """Why the kernels do not run on a device, or nothing, or `INTERPRETED`, with which they do."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -47,10 +48,6 @@ def obstacle(kind: str, index: int | None) -> str:
     if capability < OLDEST:
         return f"{kind}:{index or 0} has compute capability {capability}, the kernels want {OLDEST}"
     return kernels.trouble()
-
-
-# As torch.compiler.assume_constant_result has it, without importing Dynamo: a graph asks once, while it is traced.
-obstacle._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 class Triton(Backend):
