@@ -24,7 +24,12 @@ ROOT = Path(__file__).parent
 COMMON = ["-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-ISA_FLAGS = {"isa_generic.cpp": [], "isa_avx2.cpp": AVX2, "isa_avx512.cpp": AVX512}
+ISA_FLAGS = {
+    "isa_generic.cpp": [],
+    "isa_avx2.cpp": AVX2,
+    "isa_avx512.cpp": AVX512,
+    "isa_avx512_bf16.cpp": [*AVX512, "-mavx512bf16"],
+}
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 

@@ -20,7 +20,7 @@ from .support.poison import ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
 PRECISION = [check.__name__ for check in precision.CHECKS]  # in test_exactness.py
-SETS = ("generic", "avx2", "avx512")
+SETS = ("generic", "avx2", "avx512", "avx512_bf16")
 
 
 @pytest.mark.parametrize("check", [name for name in CHECKS if name not in PRECISION])
@@ -29,17 +29,27 @@ def test_backend_is_acceptable(backend: str | None, check: str) -> None:
     CHECKS[check](backend)
 
 
-def in_a_process(names: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The acceptance checks in a fresh interpreter, where malloc hands out poisoned memory."""
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tests.support.acceptance", *names.split()],
+        [sys.executable, *arguments],
         cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT, **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=500,
         check=False,
     )
+
+
+def in_a_process(names: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The acceptance checks in a fresh interpreter, where malloc hands out poisoned memory."""
+    return python("-m", "tests.support.acceptance", *names.split(), **ENVIRONMENT, **environment)
+
+
+def fingerprint_under(**environment: str) -> str:
+    done = python("-c", "from tests.support.acceptance import fingerprint; print(fingerprint('cpu'))", **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 @pytest.mark.parametrize("isa", SETS)
@@ -53,14 +63,19 @@ def test_instruction_set_is_acceptable(isa: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_instruction_sets_give_the_same_bits() -> None:
+    """Those with a fused multiply-add."""
+    if native.EXTENSION is None:
+        pytest.skip(native.REASON)
+    sets = [isa for isa in native.EXTENSION.isas() if isa != "generic"]
+    assert len({fingerprint_under(ADDNORM_CPU_ISA=isa) for isa in sets}) <= 1, ", ".join(sets)
+
+
 def test_one_thread_from_the_start_gives_the_same_bits() -> None:
     if native.EXTENSION is None:
         pytest.skip(native.REASON)
-    code = "from tests.support.acceptance import fingerprint; print(fingerprint('cpu'))"
     for threads in ("1", "2"):
-        environment = {**os.environ, "OMP_NUM_THREADS": threads}
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.stdout.strip() == fingerprint("cpu"), f"{threads} threads: {done.stdout}{done.stderr}"
+        assert fingerprint_under(OMP_NUM_THREADS=threads) == fingerprint("cpu"), f"{threads} threads"
 
 
 def test_unknown_instruction_set_is_an_error() -> None:

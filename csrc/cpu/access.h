@@ -42,8 +42,10 @@ template <> struct Reader<BF16> {
   }
 };
 
-ADDNORM_INLINE void put_piece(F32, char* p, int u, Piece<float> v) { store_piece(p, u, v); }
-ADDNORM_INLINE void put_piece(BF16, char* p, int u, Piece<float> v) { store_native(p + u * kNativeBytes, narrow_piece(v)); }
+ADDNORM_INLINE void put_piece(F32, char* p, int u, Piece<float> v, bool) { store_piece(p, u, v); }
+ADDNORM_INLINE void put_piece(BF16, char* p, int u, Piece<float> v, bool denormals) {
+  store_native(p + u * kNativeBytes, narrow_piece(v, denormals));
+}
 
 // A bool that the compiler knows. The texts of rare calls have a bool in its place.
 template <bool kValue> struct Known {
@@ -60,7 +62,9 @@ template <class E, class Streaming> struct Writer {
   alignas(64) char staged[kBytes];
 
   ADDNORM_INLINE Writer(char* p, Streaming streaming) : p(p), streaming(streaming) {}
-  ADDNORM_INLINE void put(int u, Piece<float> v) { put_piece(E{}, streaming ? staged : p, u, v); }
+  ADDNORM_INLINE void put(int u, Piece<float> v, bool denormals = true) {
+    put_piece(E{}, streaming ? staged : p, u, v, denormals);
+  }
   ADDNORM_INLINE void close() const {
     if (!streaming) return;
     each<kBytes / kNativeBytes>([&](auto i) ADDNORM_LAMBDA {
@@ -75,7 +79,7 @@ template <class E, class Streaming> struct Writer {
 template <class T, class Store> struct Stored {
   Store store;
   Pair<T> pair;
-  ADDNORM_INLINE void put(int u, Piece<T> v) { set_piece(pair, u, v); }
+  ADDNORM_INLINE void put(int u, Piece<T> v, bool = true) { set_piece(pair, u, v); }
   ADDNORM_INLINE void close() const { store(pair); }
 };
 

@@ -129,7 +129,7 @@ template <class Norm, class Access, Form kForm, class N, class Streaming>
 ADDNORM_INLINE void write_step(const BackwardPlan<Access>& p, const BackwardRow<Norm, typename Access::T>& row, const uint16_t* lanes, int64_t c,
                                N n, Streaming streaming) {
   using T = typename Access::T;
-  constexpr bool kDrops = kForm == Form::dropout || kForm == Form::dropout_ds;
+  constexpr bool kDrops = kForm == Form::dropout || kForm == Form::dropout_ds, kDenormals = false;  // with dy they are flushed
   const Backward& b = p.call;
   const bool is_dx = !kDrops && b.dx.data;  // what is written first: dx, else dresidual
   const SumGradient<Norm, Access, kForm, N> gradient(p, row, c, n);
@@ -138,8 +138,8 @@ ADDNORM_INLINE void write_step(const BackwardPlan<Access>& p, const BackwardRow<
   each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
     Piece<T> sums[kColumnSums];
     const Piece<T> dz = gradient.get(u, sums);
-    out.put(u, dz);
-    if constexpr (kDrops) dx.put(u, dz * keep<Access::kOrder>(lanes + c, u, p.keep_scale));
+    out.put(u, dz, kDenormals);
+    if constexpr (kDrops) dx.put(u, dz * keep<Access::kOrder>(lanes + c, u, p.keep_scale), kDenormals);
     row.totals.template add<kBias + 1>(c, u, sums);
   });
   out.close();

@@ -9,7 +9,7 @@ namespace addnorm {
 
 extern const Kernels k_generic;
 #if defined(__x86_64__)
-extern const Kernels k_avx2, k_avx512;
+extern const Kernels k_avx2, k_avx512, k_avx512_bf16;
 #endif
 
 std::vector<const Kernels*> available_kernels() {
@@ -17,9 +17,10 @@ std::vector<const Kernels*> available_kernels() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("bmi2"))
-    sets.push_back(&k_avx512);
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("bmi2");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) sets.push_back(&k_avx512_bf16);
+  if (avx512) sets.push_back(&k_avx512);
   if (avx2) sets.push_back(&k_avx2);
 #endif
   sets.push_back(&k_generic);

@@ -87,8 +87,10 @@ ADDNORM_INLINE Pair<float> tame(Pair<float> p) {
   return {one(p.a), one(p.b)};
 }
 
-// To nearest even, of values that are tame.
-ADDNORM_INLINE Words::Native narrow_piece(Piece<float> p) {
+// To nearest even, of values that are tame; `denormals`: there may be some.
+ADDNORM_INLINE Words::Native narrow_piece(Piece<float> p, bool denormals = true) {
+  if constexpr (kNarrowsPairs)
+    if (!denormals || __builtin_expect(!any_denormal(p.a, p.b), true)) return (Words::Native)narrow_pair(p.a, p.b);
   const Raw even = round_to_bfloat16((Raw)p.a), odd = round_to_bfloat16((Raw)p.b);
   return (Words::Native)blend_odd((Raw)((Words::Native)even >> 16), odd);
 }

@@ -92,7 +92,7 @@ struct Stream {
 };
 
 struct Kernels {
-  const char* name;                               // "generic", "avx2", "avx512"
+  const char* name;                               // "generic", "avx2", "avx512", "avx512_bf16"
   void (*forward)(const Forward&, const Runtime&);
   void (*backward)(const Backward&, const Runtime&);
   void (*stream)(const Stream&, const Runtime&);

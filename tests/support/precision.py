@@ -94,6 +94,19 @@ def half_squares_do_not_overflow(backend: str | None) -> None:
     assert torch.equal(stream, subnormal), "subnormal bfloat16 values were flushed"
 
 
+def lone_subnormals_are_kept(backend: str | None) -> None:
+    """One subnormal bfloat16 among ordinary values and zeros, in an output and in a gradient that passes as it is."""
+    for column in (0, 1, 17, 130, 299):
+        alone = torch.zeros(300, dtype=BF16)
+        alone[column], alone[(column + 150) % 300] = 1e-39, -1.0
+        x = normal((3, 300), 0.0).to(BF16).requires_grad_()
+        y = add_norm(x, torch.zeros_like(x), weight=torch.zeros_like(alone), bias=alone, backend=backend)
+        assert torch.equal(y, alone.expand_as(y)), f"a subnormal bias in column {column} was flushed"
+        _, stream = add_norm_stream(x, torch.zeros_like(x), backend=backend)
+        (gradient,) = torch.autograd.grad(stream, x, alone.expand_as(x))
+        assert torch.equal(gradient, alone.expand_as(x)), f"a subnormal gradient in column {column} was flushed"
+
+
 def no_worse_than_torch(backend: str | None) -> None:
     """Outputs and gradients at any mean: at most twice torch's error and a rounding of the result."""
     for dtype in (F32, BF16, F16):  # for float64 the oracle itself is no better
@@ -126,5 +139,6 @@ CHECKS: tuple[Check, ...] = (
     constant_rows_give_bias,
     long_column_sums_are_float32,
     half_squares_do_not_overflow,
+    lone_subnormals_are_kept,
     no_worse_than_torch,
 )

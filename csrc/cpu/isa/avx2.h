@@ -11,6 +11,7 @@ namespace addnorm::ADDNORM_ISA {
 
 constexpr int kNativeBytes = 32;
 constexpr bool kMaskedBytes = false;  // load_bytes and store_bytes do not exist
+constexpr bool kNarrowsPairs = false;  // nor any_denormal and narrow_pair
 
 ADDNORM_INLINE __m256 multiply_add(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 ADDNORM_INLINE __m256d multiply_add(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
@@ -31,6 +32,8 @@ ADDNORM_INLINE __m256i round_to_bfloat16(__m256i bits) {
 
 Raw load_bytes(const void* p, int bytes);
 void store_bytes(void* p, Raw v, int bytes);
+bool any_denormal(__m256 a, __m256 b);
+Raw narrow_pair(__m256 even, __m256 odd);
 ADDNORM_INLINE void stream(void* p, __m256i v) { _mm256_stream_si256(static_cast<__m256i*>(p), v); }
 ADDNORM_INLINE void stream_fence() { _mm_sfence(); }
 

@@ -16,6 +16,7 @@ namespace addnorm::ADDNORM_ISA {
 
 constexpr int kNativeBytes = 16;
 constexpr bool kMaskedBytes = false;  // load_bytes and store_bytes do not exist
+constexpr bool kNarrowsPairs = false;  // nor any_denormal and narrow_pair
 
 typedef float Float4 __attribute__((vector_size(16)));
 typedef double Double2 __attribute__((vector_size(16)));
@@ -50,6 +51,8 @@ ADDNORM_INLINE Word4 round_to_bfloat16(Word4 bits) { return bits + 0x7fffu + (bi
 
 Raw load_bytes(const void* p, int bytes);
 void store_bytes(void* p, Raw v, int bytes);
+bool any_denormal(Float4 a, Float4 b);
+Raw narrow_pair(Float4 even, Float4 odd);
 ADDNORM_INLINE void stream(void* p, Word4 v) { std::memcpy(p, &v, sizeof v); }
 ADDNORM_INLINE void stream_fence() {}
 

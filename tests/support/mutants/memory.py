@@ -95,3 +95,26 @@ class NormOfTheRoundedStream(Mutant):
         rounded = lambda call: TRUE_STREAM(call).to(call.stream_dtype).to(call.compute_dtype)  # noqa: E731
         with mock.patch.object(reference, "stream", rounded):
             return super().forward(call, **options)
+
+
+def flushed(t: Tensor) -> Tensor:
+    return torch.where(t.abs() < torch.finfo(t.dtype).tiny, 0, t)
+
+
+@rejected_by("lone_subnormals_are_kept")
+class SubnormalOutputsFlushed(Mutant):
+    """The rounding takes subnormal values for zeros, as the processor's own does."""
+
+    def forward(self, call: Call, **options: Any) -> Results:
+        y, z, stats = super().forward(call, **options)
+        return flushed(y), z, stats
+
+
+@rejected_by("lone_subnormals_are_kept")
+class SubnormalGradientsFlushed(Mutant):
+    """The same of dx."""
+
+    def backward(self, call: Gradient) -> Grads:
+        grads = super().backward(call)
+        dx = grads["x"]
+        return grads if dx is None else {**grads, "x": flushed(dx)}
