@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from addnorm.arguments import BACKWARD_ARGUMENTS, FORWARD_ARGUMENTS
 from addnorm.backends import BACKENDS, Support
@@ -124,6 +125,30 @@ def test_backward_has_no_derivative_of_its_own_and_says_so(backend: str) -> None
     dx = torch.ops.addnorm.backward(*arguments)[0]
     with pytest.raises(RuntimeError, match="create_graph=True"):
         dx.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:torch.*")  # what dual tensors import
+@pytest.mark.parametrize("step", ["forward", "forward_out", "backward"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+@named
+def test_tangents_are_refused(backend: str, mode: Any, step: str) -> None:
+    """Results without a tangent would mean that their derivative is zero."""
+    call, written = call_of(Case()), {}
+    if step == "forward":
+        arguments = forward_arguments(call, True, True, backend)
+    elif step == "backward":
+        arguments = backward_arguments(Case(), backend, [True] * 4 + [False] * 3)
+    else:
+        arguments = [*(getattr(call, f.name) for f in fields(Call)), backend]
+        written = {"out": torch.empty_like(call.x), "stream_out": None}
+    operator = getattr(torch.ops.addnorm, step)
+    for i in (0, 2):
+        with (
+            forward_ad.dual_level(),
+            pytest.raises(NotImplementedError, match=r"differentiate addnorm\.add_norm"),
+            mode(),
+        ):
+            operator(*arguments[:i], forward_ad.make_dual(arguments[i], arguments[i]), *arguments[i + 1 :], **written)
 
 
 @named

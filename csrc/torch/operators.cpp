@@ -18,6 +18,7 @@
 #include "call.h"
 #include "node.h"
 #include "operators.h"
+#include "plain.h"
 
 namespace addnorm {
 namespace {
@@ -104,8 +105,17 @@ bool wants_gradient(const Stack& stack, size_t count) {
                      [](const c10::IValue& value) { return value.isTensor() && value.toTensor().requires_grad(); });
 }
 
+// The results would come without their tangents, which means zero.
+void refuse_tangents(const c10::OperatorHandle& op, const Stack& stack, size_t count) {
+  for (const c10::IValue& value : torch::jit::last(stack, count)) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!value.isTensor() || !value.toTensor().defined() || !has_tangent(value.toTensor()), op.schema().name(),
+                                " has no forward-mode derivative: differentiate addnorm.add_norm");
+  }
+}
+
 void autograd_forward(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   const size_t count = op.schema().arguments().size();
+  refuse_tangents(op, *stack, count);
   if (!wants_gradient(*stack, count)) return below_autograd(op, keys, stack);
   const Stack arguments(stack->end() - static_cast<std::ptrdiff_t>(count), stack->end());  // outlives the call
   const ForwardArguments call = forward_arguments(arguments, count);
@@ -119,6 +129,7 @@ void autograd_forward(const c10::OperatorHandle& op, c10::DispatchKeySet keys, S
 
 void autograd_backward(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   const size_t count = op.schema().arguments().size();
+  refuse_tangents(op, *stack, count);
   if (!wants_gradient(*stack, count)) return below_autograd(op, keys, stack);
   torch::autograd::variable_list tensors;
   for (const c10::IValue& argument : torch::jit::last(*stack, count)) {

@@ -3,9 +3,13 @@ kernel reads past the end of what does not fit."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from .arguments import as_call, as_gradient
 from .call import Call, Gradient, check_dtype, check_number, check_probability, check_seed, check_tensor, describe
@@ -15,6 +19,7 @@ from .norms import NORMS, policy
 def checked_call(given: dict[str, Any]) -> Call:
     """The call that a forward operator's arguments describe, or the error that they deserve."""
     call = as_call(given)
+    refuse_tangents("forward", call.operands.values())
     policy(call.norm)  # or the error that lists them
     describe(
         call.x, call.residual, call.weight, call.bias, norm=call.norm, eps=call.eps, branch_bias=call.branch_bias,
@@ -31,6 +36,7 @@ def checked_call(given: dict[str, Any]) -> Call:
 def checked_gradient(arguments: tuple[Any, ...]) -> Gradient:
     """The same for ``addnorm::backward``."""
     call = as_gradient(arguments)
+    refuse_tangents("backward", (getattr(call, field.name) for field in fields(call)))
     policy(call.norm)
     rows, width = call.z.shape[:-1], call.z.shape[-1:]
     shapes = {
@@ -58,3 +64,11 @@ def checked_gradient(arguments: tuple[Any, ...]) -> Gradient:
     if call.dropout_p and call.seed is None:
         raise ValueError("dropout needs a seed")
     return call
+
+
+def refuse_tangents(name: str, values: Iterable[Any]) -> None:
+    """Results without a tangent would mean that their derivative is zero; csrc/torch/operators.cpp in Python."""
+    if forward_ad._current_level < 0:
+        return
+    if any(isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in values):
+        raise NotImplementedError(f"addnorm::{name} has no forward-mode derivative: differentiate addnorm.add_norm")
