@@ -23,6 +23,6 @@ static void backward_bfloat16(const Backward& b, const Runtime& runtime) {
 
 }  // namespace avx512_bf16
 
-const Kernels k_avx512_bf16 = {"avx512_bf16", avx512_bf16::forward_bfloat16, avx512_bf16::backward_bfloat16, k_avx512.stream};
+const Kernels k_avx512_bf16 = {"avx512_bf16", avx512_bf16::forward_bfloat16, avx512_bf16::backward_bfloat16, avx512_bf16::move};
 
 }  // namespace addnorm

@@ -10,8 +10,8 @@
 namespace addnorm::ADDNORM_ISA {
 
 constexpr int kNativeBytes = 32;
-constexpr bool kMaskedBytes = false;  // load_bytes and store_bytes do not exist
-constexpr bool kNarrowsPairs = false;  // nor any_denormal and narrow_pair
+constexpr bool kMaskedBytes = false;   // load_bytes and store_bytes do not exist
+constexpr bool kNarrowsPairs = false;  // nor do any_denormal and narrow_pair
 
 ADDNORM_INLINE __m256 multiply_add(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 ADDNORM_INLINE __m256d multiply_add(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }

@@ -14,11 +14,6 @@ constexpr __mmask16 kAll = 0xffff;
 
 constexpr int kNativeBytes = 64;
 constexpr bool kMaskedBytes = true;  // load_bytes and store_bytes exist
-#if defined(__AVX512BF16__)
-constexpr bool kNarrowsPairs = true;  // any_denormal and narrow_pair exist
-#else
-constexpr bool kNarrowsPairs = false;
-#endif
 
 ADDNORM_INLINE __m512 multiply_add(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 ADDNORM_INLINE __m512d multiply_add(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
@@ -37,9 +32,8 @@ ADDNORM_INLINE __m512i round_to_bfloat16(__m512i bits) {
 }
 
 // The processor's own rounding of two vectors to bfloat16, and their interleaving. It takes denormals for zeros.
-bool any_denormal(__m512 a, __m512 b);
-__m512i narrow_pair(__m512 even, __m512 odd);
 #if defined(__AVX512BF16__)
+constexpr bool kNarrowsPairs = true;
 ADDNORM_INLINE bool any_denormal(__m512 a, __m512 b) {
   constexpr int kDenormal = 0x20;
   return !_kortestz_mask16_u8(_mm512_fpclass_ps_mask(a, kDenormal), _mm512_fpclass_ps_mask(b, kDenormal));
@@ -50,6 +44,10 @@ ADDNORM_INLINE __m512i narrow_pair(__m512 even, __m512 odd) {
   return (__m512i)__builtin_shufflevector(w, w, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13,
                                           29, 14, 30, 15, 31);
 }
+#else
+constexpr bool kNarrowsPairs = false;
+bool any_denormal(__m512 a, __m512 b);
+__m512i narrow_pair(__m512 even, __m512 odd);
 #endif
 
 ADDNORM_INLINE __mmask64 first_bytes(int bytes) { return _bzhi_u64(~0ull, bytes); }

@@ -15,8 +15,8 @@
 namespace addnorm::ADDNORM_ISA {
 
 constexpr int kNativeBytes = 16;
-constexpr bool kMaskedBytes = false;  // load_bytes and store_bytes do not exist
-constexpr bool kNarrowsPairs = false;  // nor any_denormal and narrow_pair
+constexpr bool kMaskedBytes = false;   // load_bytes and store_bytes do not exist
+constexpr bool kNarrowsPairs = false;  // nor do any_denormal and narrow_pair
 
 typedef float Float4 __attribute__((vector_size(16)));
 typedef double Double2 __attribute__((vector_size(16)));
