@@ -44,7 +44,7 @@ struct Layer {
     row.rstd = rest.rstd;
   }
   template <class T> static ADDNORM_INLINE Piece<T> normalise_term(const Row<T>& row, Piece<T> term) {
-    return (term - row.correction) * row.rstd;
+    return fma(term, row.rstd, -row.correction * row.rstd);  // the product is at most the largest |xhat|
   }
   // As they are kept: the mean rounded, the correction what it lacks.
   template <class T> static ADDNORM_INLINE Row<T> statistics(const Row<T>& row) {
