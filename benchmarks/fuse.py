@@ -112,7 +112,7 @@ def measure(name: str, modes: list[str], rounds: int, budget: float) -> list[dic
         for each in steps.values():
             for _ in range(3):
                 each()
-        times = samples(steps, rounds=rounds, warmup=1, budget=budget, least=SAMPLE, timer=timer())
+        times = samples(steps, rounds=rounds, budget=budget, least=SAMPLE, timer=timer())
         seconds = {kind: median(taken) for kind, taken in times.items()}
         ratios = {kind: ratio(times["original"], taken) for kind, taken in times.items() if kind != "original"}
         if NATIVE in times:

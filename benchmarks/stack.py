@@ -91,7 +91,7 @@ def main() -> None:
                 model.compile()
         step = inference if mode == "inference" else training
         steps = {name: step(model, x) for name, model in models.items()}
-        times = samples(steps, rounds=args.rounds, warmup=3, budget=args.seconds)
+        times = samples(steps, rounds=args.rounds, budget=args.seconds)
         written, stack = (1e3 * median(times[name]) for name in ("written", "stack"))
         gain, control = (ratio(times["written"], times[name]) for name in ("stack", "control"))
         print(

@@ -30,7 +30,7 @@ def encoder(norm_first: bool) -> nn.TransformerEncoder:
 
 
 def results(call: nn.Module, model: nn.Module, x: Tensor) -> list[Tensor]:
-    """The output and all gradients. Not of `y.square().sum()`: after a norm that is constant, its gradient rounding alone."""
+    """The output and all gradients. Not those of `y.square().sum()`, which a norm makes constant: rounding alone."""
     y = call(x)
     return [y, *torch.autograd.grad(y.sin().sum(), [x, *model.parameters()])]
 

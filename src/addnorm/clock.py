@@ -15,7 +15,9 @@ Timer = Callable[[], float]
 
 SAMPLE = 1e-3  # seconds that a sample lasts at least: far above the clock's resolution
 CERTAIN = 5e-2  # seconds that no disturbance makes of a call shorter than `SAMPLE`
-SETTLE = 2e-3  # seconds before a sample in which the last function's spinning thread pool goes to sleep
+WINDOW = 1e-2  # seconds without work after which thread pools count as asleep; the system accounts for work in ticks
+PATIENCE = 0.25  # seconds after which a pool that never sleeps is left to itself
+WARM = 5e-3  # seconds until the system has given threads that woke up a processor each
 MOST_CALLS = 100_000  # in a batch, for a clock that stands still
 FEWEST = 5  # rounds that are made whatever `budget` says
 
@@ -33,45 +35,70 @@ def samples(
     functions: dict[str, Function],
     *,
     rounds: int,
-    warmup: int = 3,
     budget: float = float("inf"),
     progress: Callable[[], object] | None = None,
     least: float = SAMPLE,
     timer: Timer = time.perf_counter,
-    pause: Callable[[float], object] = time.sleep,
+    lead_in: Callable[[Function], object] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds per call of each function, one number a round.
 
-    A sample is a batch of calls that lasts at least `least` seconds, after one that is not counted: what the function
-    before left in the caches is no part of it. A round takes one sample of each function, each round starting with
-    another one. Results are dropped at once, and Python's garbage collector rests.
+    A sample is a batch of calls that lasts at least `least` seconds, after some that are not counted: what the function
+    before left in the caches, and to the scheduler, is no part of it. A round takes one sample of each function, each
+    round starting with another one. Results are dropped at once, and Python's garbage collector rests.
 
     Args:
         functions: What to time, by name.
         rounds: Samples of each function.
-        warmup: Calls of each function before its batch is chosen.
         budget: No new round begins after this many seconds, `FEWEST` rounds aside.
         progress: Called after each round.
         least: A call that takes longer is timed as one.
-        timer, pause: The clock, for tests.
+        timer: The clock.
+        lead_in: Called with a function before each of its samples, to run it uncounted: `alone_and_awake` by default.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
+    lead_in = alone_and_awake if lead_in is None else lead_in
     names = list(functions)
     found: dict[str, list[float]] = {name: [] for name in names}
     with no_collection():
-        batches = {name: batch_size(functions[name], warmup, timer, least) for name in names}
+        batches = {}
+        for name in names:
+            lead_in(functions[name])
+            batches[name] = batch_size(functions[name], timer, least)
         start = timer()
         for turn in range(rounds):
             if turn >= FEWEST and timer() - start > budget:
                 break
             for name in rotated(names, turn):
-                pause(SETTLE)
-                functions[name]()  # wakes its threads and brings its data back into the caches
+                lead_in(functions[name])
                 found[name].append(sample(functions[name], batches[name], timer))
             if progress is not None:
                 progress()
     return found
+
+
+def alone_and_awake(function: Function) -> None:
+    """Runs a function until it has its processors for itself.
+
+    Threads that wait for work spin for a while before they sleep, OpenMP's 5 ms and ONNX Runtime's 40: what runs
+    meanwhile in another pool shares a processor with them, and takes several times as long.
+    """
+    until_idle()
+    start = time.perf_counter()
+    function()
+    while time.perf_counter() - start < WARM:
+        function()
+
+
+def until_idle() -> None:
+    """Waits until no thread of the process is at work."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < PATIENCE:
+        before = time.process_time()
+        time.sleep(WINDOW)
+        if time.process_time() - before < WINDOW / 10:
+            return
 
 
 class Ratio(NamedTuple):
@@ -98,10 +125,8 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
     return Ratio(median(found), found[outer], found[-1 - outer])
 
 
-def batch_size(function: Function, warmup: int, timer: Timer, least: float = SAMPLE) -> int:
+def batch_size(function: Function, timer: Timer, least: float = SAMPLE) -> int:
     """How many calls last at least so many seconds."""
-    for _ in range(warmup):
-        function()
     calls = 1
     while True:
         taken = calls * sample(function, calls, timer)

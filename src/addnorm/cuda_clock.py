@@ -29,7 +29,7 @@ class CudaClock:
             except RuntimeError as error:  # what waits for the device or draws on the CPU can not be captured
                 replays[name], sizes[name] = call, 1
                 clocks[name] = f"events, no graph: {str(error).splitlines()[0]}"
-        taken = interleaved(replays, rounds=rounds, budget=budget, timer=self.now, pause=self.settle)
+        taken = interleaved(replays, rounds=rounds, budget=budget, timer=self.now, lead_in=self.lead_in)
         return {name: seconds / sizes[name] for name, seconds in taken.items()}, clocks
 
     def once(self, call: Callable[[], object]) -> float:
@@ -58,6 +58,7 @@ class CudaClock:
         event.synchronize()
         return self.epoch.elapsed_time(event) / 1e3
 
-    def settle(self, seconds: float) -> None:
-        """Waits until nothing runs."""
+    def lead_in(self, function: Callable[[], object]) -> None:
+        """One call that does not count, once nothing else runs."""
         torch.cuda.synchronize()
+        function()

@@ -24,7 +24,7 @@ Calls = Mapping[str, Callable[[], object]]
 Progress = Callable[[str, int, int], None]  # of what is under way, steps done, steps in all
 
 ROUNDS = 25
-BUDGET = 1.2  # seconds of samples per case; large cases get fewer rounds
+BUDGET = 1.5  # seconds of samples per case; large cases get fewer rounds
 HOST_ROUNDS = 9
 HOST_BUDGET = 0.3
 
@@ -79,7 +79,7 @@ class Cpu(Device):
         return candidates(case)
 
     def times(self, calls: Calls, rounds: int) -> Times:
-        return Times(interleaved(dict(calls), rounds=rounds, budget=BUDGET, warmup=0))  # all but the floor have run
+        return Times(interleaved(dict(calls), rounds=rounds, budget=BUDGET))
 
 
 class Cuda(Device):
@@ -116,7 +116,7 @@ class Cuda(Device):
 
     def times(self, calls: Calls, rounds: int) -> Times:
         rounds_of_host = min(rounds, HOST_ROUNDS)
-        host = interleaved(dict(calls), rounds=rounds_of_host, budget=HOST_BUDGET, pause=self.clock.settle)
+        host = interleaved(dict(calls), rounds=rounds_of_host, budget=HOST_BUDGET, lead_in=self.clock.lead_in)
         seconds, clocks = self.clock.times(calls, rounds=rounds, budget=BUDGET)
         return Times(seconds, host, clocks)
 

@@ -134,9 +134,7 @@ def measure(
         each()
     progress(label, 0, rounds)
     done = iter(range(1, rounds + 1))
-    times = interleaved(
-        functions, rounds=rounds, warmup=1, budget=8.0, progress=lambda: progress(label, next(done), rounds)
-    )
+    times = interleaved(functions, rounds=rounds, budget=8.0, progress=lambda: progress(label, next(done), rounds))
     progress(label, rounds, rounds)
     return times
 
