@@ -31,6 +31,29 @@ def interleaved(functions: dict[str, Function], **how: Any) -> dict[str, float]:
     return {name: median(taken) for name, taken in samples(functions, **how).items()}
 
 
+def alone_and_awake(function: Function) -> None:
+    """Runs a function until it has its processors for itself.
+
+    Threads that wait for work spin for a while before they sleep, OpenMP's for milliseconds, ONNX Runtime's for tens of
+    them: what runs meanwhile in another pool shares a processor with them, and takes several times as long.
+    """
+    until_idle()
+    start = time.perf_counter()
+    function()
+    while time.perf_counter() - start < WARM:
+        function()
+
+
+def until_idle() -> None:
+    """Waits until no thread of the process is at work."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < PATIENCE:
+        before = time.process_time()
+        time.sleep(WINDOW)
+        if time.process_time() - before < WINDOW / 10:
+            return
+
+
 def samples(
     functions: dict[str, Function],
     *,
@@ -39,7 +62,7 @@ def samples(
     progress: Callable[[], object] | None = None,
     least: float = SAMPLE,
     timer: Timer = time.perf_counter,
-    lead_in: Callable[[Function], object] | None = None,
+    lead_in: Callable[[Function], object] = alone_and_awake,
 ) -> dict[str, list[float]]:
     """Seconds per call of each function, one number a round.
 
@@ -54,11 +77,10 @@ def samples(
         progress: Called after each round.
         least: A call that takes longer is timed as one.
         timer: The clock.
-        lead_in: Called with a function before each of its samples, to run it uncounted: `alone_and_awake` by default.
+        lead_in: Called with a function before each of its samples, to run it uncounted.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    lead_in = alone_and_awake if lead_in is None else lead_in
     names = list(functions)
     found: dict[str, list[float]] = {name: [] for name in names}
     with no_collection():
@@ -76,29 +98,6 @@ def samples(
             if progress is not None:
                 progress()
     return found
-
-
-def alone_and_awake(function: Function) -> None:
-    """Runs a function until it has its processors for itself.
-
-    Threads that wait for work spin for a while before they sleep, OpenMP's 5 ms and ONNX Runtime's 40: what runs
-    meanwhile in another pool shares a processor with them, and takes several times as long.
-    """
-    until_idle()
-    start = time.perf_counter()
-    function()
-    while time.perf_counter() - start < WARM:
-        function()
-
-
-def until_idle() -> None:
-    """Waits until no thread of the process is at work."""
-    start = time.perf_counter()
-    while time.perf_counter() - start < PATIENCE:
-        before = time.process_time()
-        time.sleep(WINDOW)
-        if time.process_time() - before < WINDOW / 10:
-            return
 
 
 class Ratio(NamedTuple):
