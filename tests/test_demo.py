@@ -136,8 +136,9 @@ def test_sites_alone_are_those_of_the_model() -> None:
         assert torch.allclose(site.original(), expected, atol=1e-5)
         assert torch.allclose(site.fused(), expected, atol=1e-5)
     assert [site.dropout_p for site in sites_of(model.train(), batch)] == [0.0, *[0.1] * 4]
-    for alone in (forward, forward_backward):
-        assert isinstance(alone(sites, fused=True)(), (list, tuple))
+    for fused in (False, True):
+        assert torch.allclose(forward(sites, fused=fused)(), seen[-1], atol=1e-5)
+        assert len(forward_backward(sites, fused=fused)()) == 4 * len(sites)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def measure(
     training: bool,
     loss: Loss,
     rounds: int,
-    beside: dict[str, Step] | None = None,
+    beside: Mapping[str, Step] | None = None,
     progress: Progress = silent,
 ) -> dict[str, float]:
     """Median seconds of one use of each model, and of each function `beside` them, interleaved in one process.
@@ -129,7 +129,7 @@ def measure(
     A use is an inference, or a training step with dropout, which changes the weights.
     """
     use = training_step if training else inference
-    functions = {kind: use(model.train(training), batch, loss) for kind, model in models.items()} | (beside or {})
+    functions = {kind: use(model.train(training), batch, loss) for kind, model in models.items()} | dict(beside or {})
     for each in functions.values():  # captures, and the tries of the sites, before the clock runs
         each()
     progress(label, 0, rounds)

@@ -72,25 +72,28 @@ def hooked(model: BertModel, sublayer: Callable, first: Callable) -> Iterator[No
             handle.remove()
 
 
-def forward(sites: list[Site], *, fused: bool) -> Callable[[], object]:
-    """All calls, one after another."""
-    calls = [site.fused if fused else site.original for site in sites]
+def forward(sites: list[Site], *, fused: bool) -> Callable[[], Tensor]:
+    """All calls, one after another. As in the model, a result lives until the next is there, whose residual it is."""
+    first, *others = [site.fused if fused else site.original for site in sites]
 
     @torch.no_grad()
-    def run() -> list[Tensor]:
-        return [call() for call in calls]
+    def run() -> Tensor:
+        result = first()
+        for call in others:
+            result = call()
+        return result
 
     return run
 
 
-def forward_backward(sites: list[Site], *, fused: bool) -> Callable[[], object]:
+def forward_backward(sites: list[Site], *, fused: bool) -> Callable[[], tuple[Tensor, ...]]:
     """All calls, then their gradients: of x, of the residual, of weight and bias."""
     ready = [Site(s.x.requires_grad_(), s.residual.requires_grad_(), s.norm, s.dropout_p) for s in sites]
     calls = [site.fused if fused else site.original for site in ready]
     inputs = [t for s in ready for t in (s.x, s.residual, s.norm.weight, s.norm.bias)]
     upstream = [torch.randn_like(site.x) for site in ready]
 
-    def run() -> object:
+    def run() -> tuple[Tensor, ...]:
         return torch.autograd.grad([call() for call in calls], inputs, upstream)
 
     return run
