@@ -19,11 +19,11 @@ from addnorm import cli
 from addnorm.bench import DEVICES, cuda_cases, devices, floor, inputs, run
 from addnorm.bench.cases import BACKWARD, INFERENCE, TRAINING, Case
 from addnorm.bench.contenders import Addnorm, Contender, Eager, RefusalError
-from addnorm.bench.cuda_contenders import CUDA_CONTENDERS, Autotuned, Peer
+from addnorm.bench.cuda_contenders import CUDA_CONTENDERS, Autotuned, Peer, first_there
 from addnorm.bench.devices import Cuda
 from addnorm.bench.results import COPY, FLOOR, Results
 from addnorm.bench.targets import TARGETS
-from addnorm.cuda_clock import MOST_CALLS, CudaClock
+from addnorm.cuda_clock import MOST_CALLS, TRIAL, CudaClock
 from addnorm.report import cuda
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +35,7 @@ class PretendedClock(CudaClock):
     """A graph is its calls, and time passes by a microsecond a call."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.time = 0.0
         self.captured: list[int] = []
 
@@ -134,6 +135,12 @@ def test_a_peer_that_is_not_installed_says_so() -> None:
             CUDA_CONTENDERS[name].prepare(case, inputs.make(case))
 
 
+def test_a_peer_that_moved_is_found_in_its_older_home() -> None:
+    assert first_there(("torch.no_such_module", "torch.nn")) is torch.nn
+    with pytest.raises(ModuleNotFoundError, match=r"torch\.none or torch\.neither"):
+        first_there(("torch.none", "torch.neither"))
+
+
 @pytest.mark.parametrize("mode", [INFERENCE, TRAINING, BACKWARD])
 def test_a_peer_is_given_the_sum_and_torchs_dropout(mode: str) -> None:
     class Known(Peer):
@@ -169,8 +176,53 @@ def test_seconds_are_the_devices_and_the_hosts_apart() -> None:
     assert set(measured.host) == {"addnorm", "eager"}
     assert measured.host["addnorm"] > 2e-7
     assert measured.floor == COPY
-    assert set(clock.captured) == {MOST_CALLS}
+    assert clock.captured == [TRIAL, MOST_CALLS] * 4
     assert measured.clocks["addnorm"] == f"graph of {MOST_CALLS}"
+
+
+def test_the_host_does_not_decide_how_many_calls_a_graph_has() -> None:
+    class Recorded(PretendedClock):
+        """Of a call a replay has the kernels alone."""
+
+        def graph(self, call: Callable[[], object], count: int) -> Callable[[], object]:
+            return super().graph(lambda: None, count)
+
+    clock = Recorded()
+
+    def call() -> None:
+        clock.time += 1e-3
+
+    seconds, clocks = clock.times({"small": call}, rounds=1, budget=1)
+    assert clocks["small"] == f"graph of {MOST_CALLS}"
+    assert seconds["small"] == pytest.approx(1e-6, rel=0.02)
+
+
+def test_the_devices_time_is_as_fine_after_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    class Event:
+        """As CUDA's: an interval is float32 milliseconds."""
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = now
+
+        def synchronize(self) -> None: ...
+
+        def elapsed_time(self, other: Event) -> float:
+            return torch.tensor(1e3 * (other.at - self.at), dtype=torch.float32).item()
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = CudaClock()
+    clock.now()
+    for _ in range(3600):
+        now += 1.0
+        clock.now()
+    before = clock.now()
+    now += 1e-3
+    assert clock.now() - before == pytest.approx(1e-3, rel=1e-6)
 
 
 def test_what_can_not_be_captured_is_timed_by_events() -> None:

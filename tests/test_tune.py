@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 pytest.importorskip("triton")
 
+from triton import OutOfResources  # noqa: E402
+
 from addnorm.backends.triton import launch, tune  # noqa: E402
 from addnorm.backends.triton.launch import BACKWARD, FORWARD, Backward, Forward  # noqa: E402
 
@@ -43,6 +45,14 @@ def test_the_quickest_row_that_does_not_spill_is_taken() -> None:
 
     best = tune.quickest(row, 2, measure, lambda other, size: int(other == spilling), lambda line: None)
     assert best == quick
+
+
+def test_a_row_that_asks_for_more_than_there_is_is_left_out() -> None:
+    def too_much() -> None:
+        raise OutOfResources(300000, 232448, "shared memory")
+
+    assert tune.starts(lambda: None)
+    assert not tune.starts(too_much)
 
 
 @pytest.mark.parametrize("tables", TABLES)

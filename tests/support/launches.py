@@ -8,6 +8,7 @@ same without Triton's search for the program, and that other rows and rates need
 from __future__ import annotations
 
 import contextlib
+import gc
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -109,7 +110,7 @@ def load_binary(name: str, cubin: bytes, *_: Any) -> tuple[int, ...]:
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "STACK:0 " in said, f"{name} spills: {said}"
-    return 1, 1, 0, 0, 1024
+    return 1, 1, int(said.partition("REG:")[2].split()[0]), 0, 1024
 
 
 def likeness(argument: Any) -> Any:
@@ -223,6 +224,32 @@ def flat(values: tuple[Any, ...]) -> Iterator[Any]:
             yield value.data_ptr() if isinstance(value, Tensor) else value
 
 
+def as_many_programs_as_fit(recorder: Recorder) -> None:
+    """The persistent grid is no larger than what runs at once: extras and float32 parameters take registers."""
+    dropout = options(dropout_p=0.1)
+    for width, extras, parameters, fit in (
+        (1024, (), BF16, 8), (1024, dropout, BF16, 6), (6144, (), BF16, 2), (6144, (), F32, 1)
+    ):  # fmt: skip
+        case = Case(shape=(8 * 132, width), x=BF16, residual=BF16, parameters=parameters, options=extras)
+        run.backward(both_ways(case)[1])
+        grids = {name: x for name, _, x, *_ in recorder.take()}
+        assert grids["backward_kernel"] == 132 * fit, (case, grids)
+
+
+def plans_keep_no_memory() -> None:
+    """A plan that is made while a CUDA graph is recorded would keep the graph's."""
+    call, gradient = both_ways(EVERYTHING)
+    before = tensors_alive()
+    plans = run.forward_plan(call, keep_stream=True, keep_stats=True), run.backward_plan(gradient)
+    assert None not in plans
+    assert tensors_alive() == before
+
+
+def tensors_alive() -> int:
+    gc.collect()
+    return sum(type(each) is Tensor for each in gc.get_objects())
+
+
 def what_has_no_plan() -> None:
     """What the kernels alone do not finish."""
     for case in (Case(shape=(3, 64), branch_scale="0-d"), Case(shape=(3, 64), grads="stream")):
@@ -279,6 +306,8 @@ def main() -> None:
             short_way_launches_the_same(recorder)
             plans_launch_the_same(recorder)
             training_is_only_launched(recorder)
+            as_many_programs_as_fit(recorder)
+            plans_keep_no_memory()
             what_has_no_plan()
             launch_hooks_are_called(recorder)
             programs_are_loaded_where_they_run(recorder)

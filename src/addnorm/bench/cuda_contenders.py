@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 from abc import abstractmethod
@@ -89,13 +90,22 @@ class Fla(Peer):
     name = "fla"
     label = "fla"
     modules, package = ("fla", "einops"), "fla-core einops"
+    homes = ("fla.modules.norm.layernorm", "fla.modules.layernorm")  # of the newer versions, of the older ones
 
     def norm(self, case: Case, inputs: Inputs) -> Callable[[Tensor, Tensor], Any]:
-        layer_norm = importlib.import_module("fla.modules.norm.layernorm").layer_norm
+        layer_norm = first_there(self.homes).layer_norm
         weight, bias, rms = inputs.weight, inputs.bias, case.norm == "rms"
         return lambda x, residual: layer_norm(
             x, weight, bias, residual=residual, eps=EPS, prenorm=case.stream, is_rms_norm=rms
         )
+
+
+def first_there(names: tuple[str, ...]) -> Any:
+    """The first module of these that there is."""
+    for name in names:
+        with contextlib.suppress(ModuleNotFoundError):
+            return importlib.import_module(name)
+    raise ModuleNotFoundError(f"no module named {' or '.join(names)}")
 
 
 class Quack(Peer):

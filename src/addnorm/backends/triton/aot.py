@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 
 from .backward import backward_kernel, means_kernel
 from .forward import forward_kernel
-from .launch import BACKWARD, FORWARD, MANY, REGISTERS, Backward, Forward, backward_for
+from .launch import BACKWARD, FORWARD, MANY, Backward, Forward, backward_for, resident
 from .norms import POLICIES
 
 WIDEST = 131072
@@ -70,10 +70,9 @@ class Compiled:
 
     @property
     def resident(self) -> int:
-        """Programs that a multiprocessor holds at once; registers are given out in eights a thread."""
-        by_registers = REGISTERS // (32 * self.warps * -(-self.registers // 8) * 8)
+        """Programs that a multiprocessor holds at once."""
         by_shared = SHARED[self.arch] * 1024 // (self.shared + 1024)
-        return min(by_registers, by_shared, WARPS // self.warps, PROGRAMS)
+        return min(resident(self.registers, self.warps), by_shared, WARPS // self.warps, PROGRAMS)
 
 
 def table() -> Iterator[tuple[Forward | Backward, int]]:

@@ -131,7 +131,7 @@ def backward_kernel(
     weights = (lane,)
     if HELD > 0 and weight is not None:
         weights = tiles(weight, lane * 0, None, base, D, WHOLE, BLOCK, TILES)
-    groups = tl.cdiv(rows, ROWS)
+    groups = (rows - 1) // ROWS + 1  # where rows + ROWS might not fit 32 bits
     if HELD == 2:
         start = tl.program_id(0) * ROWS + lane
         ahead = read(

@@ -27,9 +27,10 @@ class Forward:
 
 @dataclass(frozen=True)
 class Backward:
-    """The same; `programs` a multiprocessor. `room`: the column sums that fit the registers, in tiles: a row that needs
-    more is split over several programs. `held`: of how many groups of rows the inputs stay in registers: 2 is this one
-    and the next, 1 this one, and with 0 a row is read twice."""
+    """The same; `programs` a multiprocessor, fewer where options take so many registers that these do not fit. `room`:
+    the column sums that fit the registers, in tiles: a row that needs more is split over several programs. `held`: of
+    how many groups of rows the inputs stay in registers: 2 is this one and the next, 1 this one, and with 0 a row is
+    read twice."""
 
     width: int
     rows: int
@@ -61,6 +62,11 @@ class Backward:
     def holds(self, extras: int) -> int:
         """`held`, but nothing where the registers of sixteen warps are wanted for extras."""
         return 0 if extras and self.warps == 16 else self.held
+
+
+def resident(registers: int, warps: int) -> int:
+    """How many programs the registers of a multiprocessor hold at once; a thread is given them in eights."""
+    return REGISTERS // (32 * warps * -(-registers // 8) * 8)
 
 
 HALF_FORWARD = (

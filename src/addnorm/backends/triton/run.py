@@ -14,7 +14,7 @@ from .arguments import itemsize, matrix, steps, vector
 from .backward import backward_kernel, means_kernel
 from .columns import WIDTH, columns_kernel
 from .forward import forward_kernel
-from .launch import Backward, Forward, backward_for, forward_for
+from .launch import Backward, Forward, backward_for, forward_for, resident
 from .norms import POLICIES
 from .start import INTERPRETED, Launch
 from .start import trouble as trouble
@@ -149,27 +149,28 @@ def backward_work(call: Gradient, grads: dict[str, Tensor | None], launch: Backw
     extras = (call.seed is not None) + ("branch_bias" in summed) + 2 * wants_x
     tiles = launch.tiles(d, len(summed), extras)
     splits = -(-d // (tiles * launch.block))
-    programs = max(1, min(-(-rows // launch.rows), processors(z.device) * launch.programs // splits))
     means = z.new_empty((rows, 2), dtype=compute) if splits > 1 and dy is not None else None
-    partials = z.new_empty((len(summed), programs, d), dtype=compute) if summed else None
     parts = z.new_empty((1, splits, rows), dtype=compute) if splits > 1 and needed["row_scale"] else None
     scalar = call.branch_scale is not None and call.branch_scale.dim() == 0
     memory = {
         "dy": dy, "ds": ds, "z": z, "stats": vector(call.stats), "x": x, "weight": vector(call.weight),
         "branch_bias": vector(call.branch_bias), "branch_scale": vector(call.branch_scale),
         "row_scale": by_rows(call, rows), "seed": call.seed, **{f"d{name}": grad for name, grad in grads.items()},
-        "means": means, "partials": partials, "parts": parts,
+        "means": means, "partials": z.new_empty(0, dtype=compute) if summed else None, "parts": parts,
     }  # fmt: skip
     flags = tuple([name in summed for name in COLUMN_GRADIENTS])
-    launches = [Launch(
-        backward_kernel, (programs, splits, 1),
+    main = Launch(
+        backward_kernel, (1, splits, 1),
         (*GRADIENT_TENSORS, "means", "dx", "dresidual", "drow_scale" if parts is None else "parts", "partials"),
         (rows, *strides, 1, dropped(call), call.residual_scale, keep_scale(call), call.weight_offset),
         (policy.normalise, policy.backward, policy.stats, d, scalar, align, TYPES[compute], *flags,
          launch.rows, launch.block, ACCESS // size, tiles, launch.holds(extras)),
         (call.norm, *strides, d, scalar, align, size, flags, tiles, extras, launch), launch.warps,
         launch.registers(extras),
-    )]  # fmt: skip
+    )  # fmt: skip
+    room = processors(z.device) * fit(launch, main, memory, z.device) // splits
+    programs = max(1, min(-(-rows // launch.rows), room))
+    launches = [main._replace(grid=(programs, splits, 1))]
     if means is not None:
         launches.insert(0, Launch(
             means_kernel, (rows, 1, 1), ("dy", "z", "stats", "weight", "means"),
@@ -177,15 +178,24 @@ def backward_work(call: Gradient, grads: dict[str, Tensor | None], launch: Backw
             (policy.normalise, policy.stats, d, align, TYPES[compute], launch.means_block(size)),
             (call.norm, dy_step, z_step, d, align, launch), launch.warps,
         ))  # fmt: skip
-    if partials is not None:
+    if summed:
+        memory["partials"] = z.new_empty((len(summed), programs, d), dtype=compute)
         launches.append(columns_launch("partials", tuple(f"d{name}" for name in summed), programs, d))
     if parts is not None:
         launches.append(columns_launch("parts", ("drow_scale",), splits, rows))
     return Work(memory, launches)
 
 
+def fit(launch: Backward, main: Launch, memory: dict[str, Tensor | None], device: torch.device) -> int:
+    """Programs a multiprocessor: those beyond what it holds at once would wait for the first, then run nearly alone."""
+    if INTERPRETED:
+        return launch.programs
+    with on(device):
+        return min(launch.programs, resident(main.used_registers(memory), launch.warps))
+
+
 def columns_launch(partials: str, results: tuple[str, ...], programs: int, width: int) -> Launch:
-    grid = -(-width // WIDTH.value), 1, 1
+    grid = -(-width // WIDTH.value), len(results), 1
     specialised = width == 1, width % 16 == 0  # by Triton, and no further: a width may be a number of rows
     return Launch(columns_kernel, grid, (partials, results), (programs, width), (), specialised, 4)
 

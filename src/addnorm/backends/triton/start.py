@@ -73,6 +73,13 @@ class Launch(NamedTuple):
 
         return start
 
+    def used_registers(self, memory: Mapping[str, Any]) -> int:
+        """Registers a thread of the compiled kernel, which is loaded for it on the current device."""
+        device = triton.runtime.driver.active.get_current_device()
+        program = self.program(device, named(self.pointers, memory))
+        program[self.grid]  # loads
+        return program.n_regs
+
     def program(self, device: int, pointers: tuple[Any, ...]) -> Any:
         """The compiled kernel."""
         key = (id(self.kernel), device, self.warps, self.registers, self.numbers[0] > INT32, self.fixed,
