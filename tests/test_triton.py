@@ -32,6 +32,22 @@ def test_interpreted_kernels_are_acceptable() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_partial_sums_of_more_programs_than_are_added_side_by_side() -> None:
+    """As a GPU with many multiprocessors leaves them; the interpreter plays one with few."""
+    code = """
+import torch
+from addnorm.backends.triton import columns, run
+partials = torch.randn(2, 2 * columns.TOGETHER.value + 9, columns.WIDTH.value + 5)
+a, b = torch.full_like(partials[:, 0], torch.nan)
+run.columns_launch("partials", ("a", "b"), *partials.shape[1:]).start({"partials": partials, "a": a, "b": b})
+additions = 3 + columns.TOGETHER.value.bit_length()  # that a number goes through, each rounding by half a unit at most
+allowed = additions * 2**-24 * partials.abs().sum(1)
+assert ((torch.stack([a, b]).double() - partials.double().sum(1)).abs() <= allowed).all()
+"""
+    done = interpreted("-c", code)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_interpreter_is_taken_by_name_alone() -> None:
     done = interpreted("-c", "import addnorm, torch; print(addnorm.explain_dispatch(torch.ones(2, 3)))")
     assert "triton takes" not in done.stdout
