@@ -193,7 +193,7 @@ class Placement(nn.Module, ABC):
         branch = F.dropout(branch, self.settings.dropout, self.training) if self.settings.dropout else branch
         branch = branch if scale is None else branch * scale
         row = self._path_scale(branch, site)
-        return branch if row is None else branch * row.unsqueeze(-1)
+        return branch if row is None else (branch * row.unsqueeze(-1)).to(branch.dtype)  # row is not in half precision
 
     def drop_path(self, site: Site) -> float:
         """Stochastic depth's linear schedule (Huang et al. 2016, arXiv:1603.09382): layer l of N drops l/N of p."""

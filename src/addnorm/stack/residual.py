@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..call import check_count, check_probability
+from ..modules import check_width
 from ..norms import Norm
 from ..placements import Settings, Site, make
-from .sublayer import branch_of, check_module, check_width
+from .sublayer import branch_of, check_module
 
 
 class Residual(nn.Module):

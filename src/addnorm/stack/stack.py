@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..call import check_count, check_probability
-from ..modules import AddNorm
+from ..modules import AddNorm, check_width
 from ..norms import Norm, policy
 from ..placements import Settings, Site, make
 from ..words import count as counted
-from .sublayer import branch_of, check_module, check_width, given_types
+from .sublayer import branch_of, check_module, given_types
 
 Kwargs = Sequence[Mapping[str, Any]]
 Step = tuple[nn.Module, Mapping[str, Any], Site]
