@@ -131,6 +131,20 @@ def test_torch_func(transform: str, norm: str) -> None:
     torch.testing.assert_close(got, want)
 
 
+@both_norms
+@pytest.mark.parametrize("transform", FUNC)
+def test_results_in_a_transform_are_contiguous_and_apart(transform: str, norm: str) -> None:
+    """...as outside: `view` takes them, and the stream of a norm without a residual is not x itself."""
+
+    def call(x: Tensor) -> Tensor:
+        y, stream = add_norm_stream(x, norm=norm, eps=0.1)
+        assert stream is not x
+        alone = add_norm(x, norm=norm, eps=0.1)
+        return sum(t.view(-1).view(x.shape) for t in (alone, y, stream))  # pyright: ignore[reportReturnType]
+
+    FUNC[transform](call, double().t().contiguous().t())
+
+
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
 def test_torch_func_by_an_explicit_backend_is_refused(transform: str) -> None:
     params = [p for p in routes() if p.id not in ("eager", "plain") and not p.marks[0].args[0]]

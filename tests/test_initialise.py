@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from addnorm import Slot, Stack
+from addnorm import Residual, Slot, Stack
 from addnorm.placements import PLACEMENTS
 
 from .support.naive import Mixer
@@ -19,6 +20,11 @@ D, HIDDEN, LAYERS = 12, 20, 5
 
 def mixers(dtype: torch.dtype) -> list[Mixer]:
     return [Mixer(D, HIDDEN).to(dtype) for _ in range(2 * LAYERS)]
+
+
+def parametrised(linear: nn.Linear) -> nn.Module:
+    """Its matrix is computed from a parameter of another name, which must not be passed over."""
+    return parametrize.register_parametrization(linear, "weight", nn.Identity())
 
 
 class Attention(nn.Module):
@@ -92,6 +98,25 @@ def test_admin_profiles_its_branches() -> None:
     assert stack.initialise(x) == pytest.approx(found)  # starts from 1 again
 
 
+def test_residual_s_gain_is_of_the_whole_model() -> None:
+    blocks = [Residual(nn.Linear(64, 64), 64, "pre", depth=16, layer=i) for i in range(16)]
+    assert [block.initialise() for block in blocks] == [{"0.weight": 0.25}] * 16
+    assert Stack([nn.Linear(64, 64) for _ in range(16)], 64).initialise() == {f"{i}.weight": 0.25 for i in range(16)}
+    with pytest.raises(ValueError, match=r"initialise\(\): pre scales by the number of sublayers: pass depth="):
+        Residual(nn.Linear(64, 64), 64, "pre").initialise()
+
+
+def test_admin_whose_profile_fails_is_left_as_it_was() -> None:
+    stack = Stack(mixers(torch.float32), D, placement="admin")
+    stack.initialise(torch.randn(4, 3, D))
+    before = {k: v.clone() for k, v in stack.state_dict().items()}
+    with pytest.raises(ValueError, match="x has shape"):
+        stack.initialise(torch.randn(4, 3, D + 1))
+    with pytest.raises(TypeError, match="mask"):
+        stack.initialise(torch.randn(4, 3, D), mask=None)
+    assert all(torch.equal(v, before[k]) for k, v in stack.state_dict().items())
+
+
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_a_placement_with_no_rule_says_so(name: str) -> None:
     stack = Stack(mixers(torch.float32), D, placement=name)
@@ -118,6 +143,32 @@ def test_initialise_where_nothing_fits(name: str) -> None:
             Stack([nn.ReLU(), nn.Tanh()], D, placement=name).initialise()
 
 
+@pytest.mark.parametrize(
+    ("first", "last"), [("wi", "wo"), ("wi_0 wi_1", "wo"), ("w1 w3", "w2"), ("gate_up_proj", "down_proj")]
+)
+def test_the_names_of_feed_forward_networks(first: str, last: str) -> None:
+    """T5's, its gated one's, LLaMA's own and Phi-3's; each half of what is packed has its own Glorot deviation."""
+    d, hidden = 96, 200
+    made: dict[str, nn.Module] = {n: nn.Linear(d, hidden * (1 + (n == "gate_up_proj"))) for n in first.split()}
+    stack = Stack([nn.ModuleDict({**made, last: nn.Linear(hidden, d)}) for _ in range(2)], d, placement="deepnorm")
+    beta = 8**-0.25
+    assert stack.initialise() == {
+        f"{i}.{n}.weight": pytest.approx(beta) for i in range(2) for n in (*first.split(), last)
+    }
+    for name, weight in stack.sublayers[0].named_parameters():
+        if weight.dim() == 2:
+            part = weight.chunk(2)[0] if "gate_up" in name else weight
+            assert abs(spread(part) / beta - 1) < 5 / (2 * part.numel()) ** 0.5
+
+
+def test_tables_have_no_role() -> None:
+    """T5's relative positions, Swin's, a norm's weight: they are left alone."""
+    sublayer = nn.ModuleDict({"v": nn.Linear(D, D), "o": nn.Linear(D, D), "bias": nn.Embedding(7, 2),
+                              "norm": nn.LayerNorm(D)})  # fmt: skip
+    sublayer.register_parameter("relative_position_bias_table", nn.Parameter(torch.ones(7, 2)))
+    assert set(Stack([sublayer] * 2, D).initialise()) == {f"{i}.{n}.weight" for i in range(2) for n in "vo"}
+
+
 class Packed(nn.Module):
     """GPT-2's attention: queries, keys and values in one matrix, stored (in, out) or (out, in)."""
 
@@ -142,6 +193,14 @@ def test_packed_matrices_are_parted_either_way(shape: tuple[int, int]) -> None:
     [
         (lambda: nn.ModuleDict({"q_proj": nn.Linear(D, D), "out_proj": nn.Linear(D, D)}), "has none of v, v_proj"),
         (lambda: nn.ModuleDict({"fc1": nn.Linear(D, D), "dense": nn.Linear(D, D)}), r"has none of o, .*dense.weight"),
+        (lambda: nn.ModuleDict({"inp": nn.Linear(D, D), "wo": nn.Linear(D, D)}), "has inp.weight, whose role is not"),
+        (lambda: nn.ModuleDict({n: nn.Linear(D, D) for n in ("w1", "w2", "w4")}), "has w4.weight, whose role is not"),
+        (lambda: nn.ModuleDict({"fc1": parametrised(nn.Linear(D, D)), "fc2": nn.Linear(D, D)}), "role is not known"),
+        (lambda: nn.Sequential(parametrised(nn.Linear(D, D)), nn.Linear(D, D)), "role is not known"),
+        (
+            lambda: nn.ModuleDict({"gate_up_proj": nn.Linear(D, D), "down_proj": nn.Linear(2 * D, D)}),
+            "of different sizes are packed",
+        ),
         (lambda: nn.ModuleDict({"qkv": nn.Linear(D, 2 * D), "proj": nn.Linear(D, D)}), "of different sizes are packed"),
     ],
 )

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 from addnorm import AddNorm, add_norm, add_norm_stream
+from addnorm.norms import NORMS
 
 from .support.calls import routes
 from .support.tolerance import same_bits
@@ -115,6 +118,42 @@ def test_drop_path_drops_whole_samples(backend: str | None) -> None:
     same_bits("in eval", module.stream(x, residual)[1], x)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_what_drop_path_keeps_is_scaled_exactly(dtype: torch.dtype) -> None:
+    """1/0.9 is not rounded to half precision, where the mean would be 0.16 % off."""
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    module = AddNorm(D, drop_path=0.1, stream_dtype=exact, dtype=dtype)
+    _, stream = module.stream(torch.ones(200, D, dtype=dtype), torch.zeros(200, D, dtype=dtype))
+    assert torch.equal(stream.unique(), torch.tensor([0.0, 1 / 0.9], dtype=exact))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((None, None), "x must be a torch.Tensor, got NoneType"),
+        ((torch.ones(2, D, dtype=torch.int64),), "x must be torch.float64, .*got torch.int64"),
+        ((torch.ones(()),), r"x has .*\(\)"),
+        ((torch.ones(2, D + 1),), r"x.* \(2, 25\)"),
+        ((torch.ones(2, D), torch.ones(3, D)), r"residual has shape \(3, 24\)"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_drawn(given: tuple[Any, ...], message: str, affine: bool) -> None:
+    for module in (AddNorm(D, drop_path=0.1, affine=affine), AddNorm(D, dropout=0.1, affine=affine)):
+        state = torch.get_rng_state()
+        for call in (module, module.stream):
+            with pytest.raises((TypeError, ValueError), match=message):
+                call(*given)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_backend_that_can_not_draws_nothing() -> None:
+    module, state = AddNorm(D, drop_path=0.1, norm="dyt", backend="cpu"), torch.get_rng_state()
+    with pytest.raises(ValueError, match="backend='cpu' can not take this call"):
+        module(torch.ones(2, D))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_drop_path_of_one_vector() -> None:
     module = AddNorm(D, drop_path=0.5)
     streams = {module.stream(torch.ones(D), torch.zeros(D))[1].unique().item() for _ in range(40)}
@@ -151,6 +190,40 @@ def test_copies_are_whole(copied) -> None:
     with torch.no_grad():
         other.weight.add_(1)
     assert not torch.equal(other.weight, module.weight)  # pyright: ignore[reportArgumentType]
+
+
+class Computed(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * 1.0  # a tensor, no nn.Parameter
+
+
+def parametrised(module: nn.Module, x: Tensor) -> Tensor:
+    for name, _ in list(module.named_parameters()):
+        parametrize.register_parametrization(module, name, Computed())
+    return module(x)
+
+
+def pruned(module: nn.Module, x: Tensor) -> Tensor:
+    for name, _ in list(module.named_parameters()):
+        prune.identity(module, name)
+    return module(x)
+
+
+SWAPPED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "functional_call": lambda module, x: torch.func.functional_call(
+        module, {name: p.detach() for name, p in module.named_parameters()}, (x,)
+    ),
+    "parametrize": parametrised,
+    "prune": pruned,
+    "export": lambda module, x: torch.export.export(module, (x,), strict=False).module()(x),
+}
+
+
+@pytest.mark.parametrize("way", SWAPPED)
+@pytest.mark.parametrize("norm", NORMS)
+def test_parameters_may_be_swapped_for_tensors(norm: str, way: str) -> None:
+    module, x = randomised(AddNorm(D, norm=norm)), data()
+    torch.testing.assert_close(SWAPPED[way](copy.deepcopy(module), x), module(x))
 
 
 def test_results_can_be_deepcopied_and_pickled_when_detached() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
 
 import pytest
@@ -208,8 +209,16 @@ def test_a_policy_object_has_numbers_that_differentiate() -> None:
     named = AddNorm(17, norm=DyT(alpha=0.8), dtype=torch.float64)
     torch.testing.assert_close(named(x, residual), y)
     assert named.norm == "dyt"
-    with pytest.raises(ValueError, match=r"alpha must be a number or a tensor with one element, got shape \(2,\)"):
-        DyT(torch.ones(2))
+    for shape in ((2,), (1, 1)):  # which would make y's shape another
+        with pytest.raises(ValueError, match=rf"alpha must be .* shape \(\) or \(1,\), got {re.escape(str(shape))}"):
+            DyT(torch.ones(shape))
+    for wrong, message in (
+        (torch.ones(1, dtype=torch.int64), "alpha must be torch.float64, .*got torch.int64"),
+        (torch.ones(1, device="meta"), "alpha is on meta, x on cpu"),
+    ):
+        for call in (add_norm, add_norm_stream, explain_dispatch):
+            with pytest.raises((TypeError, ValueError), match=message):
+                call(x, residual, norm=DyT(wrong))
     with pytest.raises(TypeError, match="alpha must be a number, got str"):
         DyT("0.5")  # pyright: ignore[reportArgumentType]
 

@@ -83,6 +83,17 @@ def test_the_autograd_in_python_stands_in_for_the_extension() -> None:
     assert done.returncode == 0, done.stdout[-4000:]  # 5 where no test was chosen
 
 
+def test_dir_has_every_public_name() -> None:
+    """Those too that are loaded when they are first asked for; none of them is loaded for it."""
+    code = """
+import sys, addnorm
+missing = {"add_norm", "AddNorm", "Stack", "fuse", "FusePass", "inspect", "Monitor", "placements"} - set(dir(addnorm))
+print(*missing, *[name for name in ("addnorm.fusing", "addnorm.xray", "torch._dynamo") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_metadata() -> None:
     meta = importlib.metadata.metadata("addnorm")
     assert meta["Version"] == addnorm.__version__

@@ -25,6 +25,7 @@ from .support.tolerance import same_bits
 D, HIDDEN, LAYERS = 12, 20, 5
 names = pytest.mark.parametrize("name", PLACEMENTS)
 SPANNING = [name for name, member in PLACEMENTS.items() if member.spans_layer]
+WHOLE = ["peri", "residual_dual", "admin"]
 
 
 def mixers(count: int = 2 * LAYERS, dtype: torch.dtype = torch.float64) -> list[Mixer]:
@@ -113,6 +114,17 @@ def test_stochastic_depth_is_linear() -> None:
     assert abs(share - want) < 5 * (want * (1 - want) / 20_000) ** 0.5
 
 
+def test_a_path_alone_is_scaled_in_float32() -> None:
+    """ReZero's sum has no kernel: x + x / 0.9, rounded to bfloat16 as torch rounds it, not with a rounded 1/0.9."""
+    block = Residual(nn.Identity(), 1, placement="rezero", drop_path=0.1, dtype=torch.bfloat16)
+    nn.init.ones_(block.placement.scales[0])  # pyright: ignore[reportIndexIssue, reportArgumentType]
+    x = torch.linspace(1, 2, 200, dtype=torch.bfloat16).unsqueeze(-1)
+    kept = x + (x.float() * (1 / 0.9)).bfloat16()
+    y = block(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, torch.where(y == x, x, kept))
+
+
 @names
 def test_final_norm_can_be_chosen(name: str) -> None:
     x = torch.randn(2, 3, D, dtype=torch.float64)
@@ -139,7 +151,7 @@ def test_building_leaves_the_sublayers_alone(name: str) -> None:
         assert all(torch.equal(now[k], v) for k, v in was.items())
 
 
-@pytest.mark.parametrize("name", [n for n in PLACEMENTS if n not in SPANNING])
+@pytest.mark.parametrize("name", [n for n in PLACEMENTS if n not in (*SPANNING, *WHOLE)])
 def test_residual_is_a_stack_of_one(name: str) -> None:
     torch.manual_seed(0)
     sublayer = Mixer(D, HIDDEN)
@@ -150,6 +162,28 @@ def test_residual_is_a_stack_of_one(name: str) -> None:
     whole = Stack([fresh], D, placement=name, sublayers_per_layer=1)
     x = torch.randn(2, 3, D)
     same_bits("y", block(x), whole(x))
+
+
+@pytest.mark.parametrize("name", [n for n in PLACEMENTS if n not in (*SPANNING, *WHOLE)])
+def test_residuals_in_a_row_are_a_stack(name: str) -> None:
+    """...each knowing its layer, with the final norm, if any, in the last one."""
+    stack = Stack(mixers(4), D, placement=name, sublayers_per_layer=1, dtype=torch.float64)
+    ends = PLACEMENTS[name].ends_in_norm
+    blocks = [
+        Residual(fresh, D, placement=name, depth=4, layer=i, final_norm=ends and i == 3, dtype=torch.float64)
+        for i, fresh in enumerate(mixers(4))
+    ]
+    for index, block in enumerate(blocks):
+        block.sublayer.load_state_dict(stack.sublayers[index].state_dict())
+    x = torch.randn(2, 3, D, dtype=torch.float64)
+    torch.testing.assert_close(nn.Sequential(*blocks)(x), stack(x))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_has_a_start_of_its_own_is_no_block(name: str) -> None:
+    """In a row of blocks peri would norm the stream at each, ResiDual lose its second one, Admin know one branch."""
+    with pytest.raises(ValueError, match=rf"placement='{name}' .*: it needs an addnorm.Stack"):
+        Residual(Mixer(D, HIDDEN), D, placement=name, final_norm=True)
 
 
 # -- constants and initialisation, from the papers ---------------------------------------------------

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from . import ops
 from .again import again
 from .backends import BACKENDS, Dispatch, explain, select, transforms_active
 from .backends.native import EXTENSION
-from .call import Call, check_apart, check_out, describe, with_seed
+from .call import Call, check_apart, check_out, check_tensor, describe, with_seed
 from .norms import Norm, policy
 
 
@@ -173,7 +173,7 @@ def explain_dispatch(
       eager: yes
     """
     call = describe(x, residual, *args, **options)
-    policy(call.norm)  # or the error that lists them
+    check_norm(call)
     return explain(call, backend)
 
 
@@ -186,9 +186,9 @@ def run(
     stream_out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The ordinary path: y and the stream, through the operators."""
-    policy(call.norm)  # or the error that lists them
+    check_norm(call)
     chosen = select(call, backend).name
-    transformed = transforms_active()
+    transformed = transforms_active()  # which differentiate plain torch
     if transformed and not (out is None and stream_out is None):
         raise ValueError(
             f"{'stream_out' if out is None else 'out'} can not be written inside torch.func transforms (grad, vmap, "
@@ -198,13 +198,10 @@ def run(
     check_out("stream_out", stream_out, call.stream_dtype, call)
     check_apart(out, stream_out)
     call = with_seed(call)
-    if isinstance(call.norm, Norm):  # autograd differentiates its own tensors, which no operator's schema has
+    if transformed or isinstance(call.norm, Norm):  # whose own tensors no operator's schema has
         y, z, _ = BACKENDS[chosen].forward(call, keep_stream=stream, keep_stats=False, out=out, stream_out=stream_out)
         return y, y if z is None else z
     if out is None and stream_out is None:
-        if transformed:
-            y, z, _ = reference.forward(call)
-            return y, z
         return ops.forward(call, chosen, stream=stream)
     y = call.x.new_empty(call.x.shape, dtype=call.out_dtype) if out is None else out
     z = stream_out
@@ -212,3 +209,14 @@ def run(
         z = call.x.new_empty(call.x.shape, dtype=call.stream_dtype)
     ops.forward_out(call, chosen, out=y, stream_out=z)
     return y, y if z is None else z
+
+
+def check_norm(call: Call) -> None:
+    """The norm is known, and its own numbers can meet x.
+
+    Raises:
+        TypeError, ValueError: listing the norms, or naming the number.
+    """
+    for name, value in policy(call.norm).own.items():
+        if isinstance(value, Tensor):
+            check_tensor(name, value, call.x)

@@ -5,8 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .backends import BACKENDS
-from .call import check_count, check_dtype, check_flag, check_number, check_probability, check_switch, lookup
+from .backends import BACKENDS, select
+from .call import (
+    check_count,
+    check_dtype,
+    check_flag,
+    check_number,
+    check_probability,
+    check_switch,
+    describe,
+    lookup,
+)
 from .functional import add_norm, add_norm_stream
 from .norms import Norm, policy
 
@@ -17,7 +26,8 @@ class AddNorm(nn.Module):
 
     `forward` gives the normalised sum (post-norm), `stream` also the sum itself (pre-norm). ``weight`` and
     ``bias`` have the names and shapes of `torch.nn.LayerNorm` and `torch.nn.RMSNorm`, whose state dicts load
-    strictly.
+    strictly. Their eps is no part of it: RMSNorm's own default is ``torch.finfo(x.dtype).eps``, so give ``eps=`` to
+    match one that was made without.
 
     Args:
         d_model: Width of the last dimension.
@@ -106,7 +116,7 @@ class AddNorm(nn.Module):
         if self.weight is not None:
             nn.init.constant_(self.weight, kind.initial_gain(self.d_model) - self.weight_offset)
         for name, value in kind.own.items():
-            nn.init.constant_(self.get_parameter(name), float(value))
+            nn.init.constant_(getattr(self, name), float(value))
         for bias in (self.bias, self.branch_bias):
             if bias is not None:
                 nn.init.zeros_(bias)
@@ -124,20 +134,23 @@ class AddNorm(nn.Module):
         """What ``norm=`` of `add_norm` takes: as given, or with this module's learned numbers."""
         if not self._own:
             return self._given
-        return type(policy(self._given))(**{name: self.get_parameter(name) for name in self._own})
+        return type(policy(self._given))(**{name: getattr(self, name) for name in self._own})
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """y, of x's shape ``(..., d_model)``."""
+        gamma = self.gamma
+        if gamma is None:  # which else is held to x's width
+            check_width(x, self.d_model)
         return add_norm(
             x,
             residual,
-            self.gamma,
+            gamma,
             self.bias,
             norm=self.policy,
             eps=self.eps,
             branch_bias=self.branch_bias,
             branch_scale=self.layer_scale,
-            row_scale=self._path_scale(x),
+            row_scale=self._path_scale(x, residual),
             residual_scale=self.residual_scale,
             dropout_p=self.dropout,
             training=self.training,
@@ -149,16 +162,19 @@ class AddNorm(nn.Module):
 
     def stream(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(y, stream): the normalised sum and the sum."""
+        gamma = self.gamma
+        if gamma is None:  # which else is held to x's width
+            check_width(x, self.d_model)
         return add_norm_stream(
             x,
             residual,
-            self.gamma,
+            gamma,
             self.bias,
             norm=self.policy,
             eps=self.eps,
             branch_bias=self.branch_bias,
             branch_scale=self.layer_scale,
-            row_scale=self._path_scale(x),
+            row_scale=self._path_scale(x, residual),
             residual_scale=self.residual_scale,
             dropout_p=self.dropout,
             training=self.training,
@@ -184,14 +200,31 @@ class AddNorm(nn.Module):
             + "".join(f", {name}={value!r}" for name, (value, default) in rare.items() if value != default)
         )
 
-    def _path_scale(self, x: Tensor) -> Tensor | None:
-        return path_scale(x, self.drop_path) if self.training else None
+    def _path_scale(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
+        """Stochastic depth's row scale, drawn once all is known to be well."""
+        if not self.training or self.drop_path == 0:
+            return None
+        call = describe(
+            x, residual, self.gamma, self.bias, norm=self.policy, branch_bias=self.branch_bias,
+            branch_scale=self.layer_scale,
+        )  # fmt: skip
+        select(call, self.backend)  # or the error that says why not
+        return path_scale(x, self.drop_path)
+
+
+def check_width(x: Tensor, d_model: int) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+    if x.dim() == 0 or x.shape[-1] != d_model:
+        raise ValueError(f"x has shape {tuple(x.shape)}: its last dimension must be d_model = {d_model}")
 
 
 def path_scale(x: Tensor, drop_path: float) -> Tensor | None:
-    """Stochastic depth's row scale, Bernoulli(keep) / keep: one number per sample; None where nothing is dropped."""
+    """Stochastic depth's row scale, Bernoulli(keep) / keep: one number per sample; None where nothing is dropped.
+    Half precision would round 1 / keep."""
     if drop_path == 0:
         return None
     keep = 1 - drop_path
     shape = (x.shape[0], *[1] * (x.dim() - 2)) if x.dim() > 1 else ()
-    return x.new_empty(shape).bernoulli_(keep).div_(keep)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty(shape, dtype=dtype).bernoulli_(keep).div_(keep)

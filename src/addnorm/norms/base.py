@@ -18,8 +18,8 @@ from ..call import check_number
 class Norm(ABC):
     """A norm policy. Statistics have the shape ``(..., stats_per_row)``; all arithmetic is in z's dtype.
 
-    A policy with learned numbers of its own is made from them, by keyword: numbers or tensors with one element, which
-    then differentiate.
+    A policy with learned numbers of its own is made from them, by keyword: numbers, or tensors of shape ``()`` or
+    ``(1,)``, which then differentiate.
     """
 
     name: ClassVar[str]
@@ -56,6 +56,6 @@ def own_number(name: str, value: float | Tensor) -> float | Tensor:
     """One of a norm's own numbers, checked."""
     if not isinstance(value, Tensor):
         check_number(name, value)
-    elif value.numel() != 1:
-        raise ValueError(f"{name} must be a number or a tensor with one element, got shape {tuple(value.shape)}")
+    elif value.shape not in ((), (1,)):  # others would make y's shape another
+        raise ValueError(f"{name} must be a number or a tensor of shape () or (1,), got {tuple(value.shape)}")
     return value

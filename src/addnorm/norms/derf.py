@@ -15,7 +15,8 @@ class Derf(Norm):
     """xhat = erf(alpha z + shift), two learned numbers. No statistics; eps is unused.
 
     Args:
-        alpha, shift: Numbers, or tensors with one element, which differentiate; the paper's 0.5 and 0 by default.
+        alpha, shift: Numbers, or tensors of shape ``()`` or ``(1,)``, which differentiate; the paper's 0.5 and 0 by
+            default.
     """
 
     name = "derf"

@@ -14,7 +14,7 @@ class DyT(Norm):
     """xhat = tanh(alpha z), alpha one learned number: it bounds what a norm would scale. No statistics; eps is unused.
 
     Args:
-        alpha: A number, or a tensor with one element, which differentiates; the paper's 0.5 by default.
+        alpha: A number, or a tensor of shape ``()`` or ``(1,)``, which differentiates; the paper's 0.5 by default.
 
     >>> from addnorm import add_norm
     >>> add_norm(torch.tensor([[0.0, 2.0]]), norm=DyT(alpha=torch.tensor(1.0)))

@@ -26,6 +26,7 @@ class Admin(Placement):
 
     name = "admin"
     ends_in_norm = False
+    whole = "scales a skip by the branches of all sublayers before"
 
     def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:
         super().__init__(sites, settings, final_norm)
@@ -42,7 +43,8 @@ class Admin(Placement):
         if self.variances is not None:
             self.variances.append(branch.double().var(correction=0).item())
         dropped = self.dropped(branch, site)
-        y = self.norm_sum(state, dropped, self.norms[site.index], branch_scale=self.scales[site.index])
+        scale = self.scales[site.index] if self.variances is None else None  # 1 while `initialise` profiles
+        y = self.norm_sum(state, dropped, self.norms[site.index], branch_scale=scale)
         return y, y
 
     def finish(self, state: State) -> Tensor:
@@ -52,8 +54,6 @@ class Admin(Placement):
     def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
         if run is None:
             raise ValueError("placement='admin' profiles its branches: initialise(x) needs a sample of the input")
-        for scale in self.scales:
-            nn.init.ones_(scale)
         self.variances = []
         try:
             run()

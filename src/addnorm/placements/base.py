@@ -72,6 +72,7 @@ class Placement(nn.Module, ABC):
     name: ClassVar[str]
     ends_in_norm: ClassVar[bool]  # whether the paper's stack has a final norm
     spans_layer: ClassVar[bool] = False  # whether one sublayer alone is too little
+    whole: ClassVar[str] = ""  # why blocks in a row, each with a placement of its own, would be another thing
     needs_depth: ClassVar[bool] = False
     end: ClassVar[tuple[str, ...]] = ("end: N(h)",)  # what a final norm adds to the algebra
     slots: ClassVar[dict[Kind, tuple[str, ...]]] = {}  # the norms inside a sublayer of each kind
@@ -193,7 +194,7 @@ class Placement(nn.Module, ABC):
         branch = F.dropout(branch, self.settings.dropout, self.training) if self.settings.dropout else branch
         branch = branch if scale is None else branch * scale
         row = self._path_scale(branch, site)
-        return branch if row is None else branch * row.unsqueeze(-1)
+        return branch if row is None else (branch * row.unsqueeze(-1)).to(branch.dtype)  # row is not in half precision
 
     def drop_path(self, site: Site) -> float:
         """Stochastic depth's linear schedule (Huang et al. 2016, arXiv:1603.09382): layer l of N drops l/N of p."""

@@ -20,6 +20,7 @@ class Peri(Placement):
 
     name = "peri"
     ends_in_norm = True
+    whole = "norms the stream once, before its first sublayer ('sandwich' is its block alone)"
 
     def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:
         super().__init__(sites, settings, final_norm)

@@ -41,7 +41,11 @@ class Pre(Placement):
         return state
 
     def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
-        return redraw(sublayers, {"qk": 1.0, "in": 1.0, "out": len(self.sites) ** -0.5}, "pre")
+        layers = self.sites[0].layers
+        if layers is None:
+            raise ValueError("initialise(): pre scales by the number of sublayers: pass depth=")
+        per_layer = sum(site.layer == self.sites[0].layer for site in self.sites)
+        return redraw(sublayers, {"qk": 1.0, "in": 1.0, "out": (layers * per_layer) ** -0.5}, "pre")
 
     def algebra(self) -> tuple[str, ...]:
         return ("h <- h + drop(f(N(h)))",)

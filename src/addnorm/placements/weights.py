@@ -17,10 +17,12 @@ NAMES: dict[str, tuple[Role, ...]] = {
     **dict.fromkeys(("q", "q_proj", "query", "wq", "w_q", "to_q"), ("qk",)),
     **dict.fromkeys(("k", "k_proj", "key", "wk", "w_k", "to_k"), ("qk",)),
     **dict.fromkeys(("v", "v_proj", "value", "wv", "w_v", "to_v"), ("in",)),
-    **dict.fromkeys(("fc1", "linear1", "lin1", "w1", "w_1", "up_proj", "gate_proj", "c_fc"), ("in",)),
+    **dict.fromkeys(("fc1", "linear1", "lin1", "w1", "w_1", "w3", "wi", "wi_0", "wi_1"), ("in",)),
+    **dict.fromkeys(("up_proj", "gate_proj", "c_fc"), ("in",)),
     **dict.fromkeys(("o", "o_proj", "out_proj", "out", "proj", "wo", "w_o", "to_out", "c_proj"), ("out",)),
     **dict.fromkeys(("fc2", "linear2", "lin2", "w2", "w_2", "down_proj"), ("out",)),
     **dict.fromkeys(("qkv", "in_proj", "qkv_proj", "c_attn", "wqkv", "to_qkv"), ("qk", "qk", "in")),  # rows in thirds
+    "gate_up_proj": ("in", "in"),
 }
 
 
@@ -29,14 +31,14 @@ def redraw(sublayers: Sequence[nn.Module], gains: Mapping[Role, float], rule: st
     """Draws each matrix anew from Glorot's normal distribution with the gain of its role; all of them or none.
 
     Matrices are found by the last part of their name (`NAMES`). In an `nn.Sequential` without such names, or where the
-    sublayer is a Linear, the last one is "out" and those before it are "in". A sublayer without parameters has nothing
-    to draw.
+    sublayer is a Linear, the last one is "out" and those before it are "in". Embeddings and other tables, which
+    multiply nothing, have no role. A sublayer without parameters has nothing to draw.
 
     Returns:
         The largest gain drawn with, by ``"sublayer.parameter"``.
 
     Raises:
-        ValueError: where a sublayer lacks a matrix to scale, or no sublayer has parameters.
+        ValueError: where a sublayer lacks a matrix to scale or has one of unknown role, or no sublayer has parameters.
     """
     found = [
         complete(matrices(sublayer), sublayer, f"initialise(): {rule} scales matrices by their role, and sublayer {i}")
@@ -61,7 +63,7 @@ def matrices(sublayer: nn.Module) -> Matrices:
     found: dict[str, tuple[Role, ...]] = {name: known for name, known in roles.items() if known is not None}
     if not found and isinstance(sublayer, (nn.Sequential, nn.Linear)):
         linears = [f"{name}.weight".lstrip(".") for name, m in sublayer.named_modules() if isinstance(m, nn.Linear)]
-        found = {name: ("out",) if name == linears[-1] else ("in",) for name in linears}
+        found = {name: ("out",) if name == linears[-1] else ("in",) for name in linears if name in named}
     inner = {size for name, known in found.items() if known == ("out",) for size in named[name].shape}
     return {name: split(name, named[name], known, inner) for name, known in found.items()}
 
@@ -73,12 +75,13 @@ def split(name: str, weight: Tensor, roles: Sequence[Role], inner: Collection[in
     columns = weight.shape[1] == len(roles) * weight.shape[0]
     size, rest = divmod(weight.shape[int(columns)], len(roles))
     if rest or (inner and size not in inner):
-        raise ValueError(f"initialise(): queries, keys and values of different sizes are packed in {name}: part them")
+        raise ValueError(f"initialise(): matrices of different sizes are packed in {name}: part them")
     return list(zip(weight.split(size, dim=int(columns)), roles, strict=True))
 
 
 def complete(found: Matrices, sublayer: nn.Module, what: str) -> Matrices:
-    """The same, where nothing is missing: with queries there are values, with those or a first matrix a last one."""
+    """The same, where nothing is missing: with queries there are values, with those or a first matrix a last one, and
+    every matrix has a role."""
     held = ", ".join(name for name, _ in sublayer.named_parameters())
     if not held:
         return {}
@@ -91,6 +94,10 @@ def complete(found: Matrices, sublayer: nn.Module, what: str) -> Matrices:
     if missing:
         known = ", ".join(name for name, known in NAMES.items() if known == (missing[0],))
         raise ValueError(f"{what} has none of {known}: it has {held}")
+    tables = {f"{name}.weight" for name, module in sublayer.named_modules() if isinstance(module, nn.Embedding)}
+    for name, weight in sublayer.named_parameters():
+        if weight.dim() == 2 and "weight" in name and name not in tables and name not in found:
+            raise ValueError(f"{what} has {name}, whose role is not known; known names are {', '.join(NAMES)}")
     return found
 
 

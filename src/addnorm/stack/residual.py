@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..call import check_count, check_probability
+from ..modules import check_width
 from ..norms import Norm
 from ..placements import Settings, Site, make
-from .sublayer import branch_of, check_module, check_width
+from .sublayer import branch_of, check_module
 
 
 class Residual(nn.Module):
@@ -21,12 +22,14 @@ class Residual(nn.Module):
     Args:
         sublayer: f.
         d_model: Width of the last dimension, which the norm sees.
-        placement: One of `addnorm.placements.PLACEMENTS`; those that span several sublayers need a `Stack`.
+        placement: One of `addnorm.placements.PLACEMENTS`, post-norm by default (a `Stack` is pre-norm by default).
+            Those that span several sublayers need a `Stack`, and so do peri, residual_dual and admin.
         norm, eps, bias, weight_offset, backend, device, dtype: Of the norm, as in `AddNorm`.
         dropout: Probability of dropping an element of the branch while training.
         drop_path: Probability of dropping a sample's whole branch while training, in the last layer; layer l of
             ``depth`` has l / depth of it.
-        depth: Number of layers of the model, where the placement needs it (DeepNorm's alpha).
+        depth: Number of layers of the model, where the placement needs it (DeepNorm's alpha). Pre-norm's `initialise`
+            takes each layer for one sublayer.
         layer: Which of these layers this is, from 0.
         final_norm: Whether the result is normed once more.
         shortcut: Maps the skip where the sublayer changes the shape; its input is what the placement carries on the
@@ -91,6 +94,8 @@ class Residual(nn.Module):
         site = Site(index=0, layer=layer, layers=depth, kind="ffn", last=True)
         self.d_model, self.sublayer, self.shortcut = d_model, sublayer, shortcut
         self.placement = make(placement, [site], settings, final_norm, **options)
+        if self.placement.whole:
+            raise ValueError(f"placement={placement!r} {self.placement.whole}: it needs an addnorm.Stack")
         self.placement.fill_slots([sublayer])
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -98,19 +103,20 @@ class Residual(nn.Module):
         the first item is the branch and the others follow y in a tuple: ``(y, *others)``."""
         if self.shortcut is None:
             check_width(x, self.d_model)
-        taken, state = self.placement.start(x)
+        taken, skip = self.placement.start(x)
         if self.shortcut is not None:
-            if not isinstance(state, Tensor):
-                raise ValueError(f"placement={self.placement.name!r} carries more than one skip: it has no shortcut")
-            state = self.shortcut(state)
-        skip = state if isinstance(state, Tensor) else x
+            skip = self.shortcut(skip)
         branch, rest = branch_of(self.sublayer, taken, args, kwargs, skip.shape, "the sublayer")
-        _, state = self.placement.combine(branch, state, self.placement.sites[0])
+        _, state = self.placement.combine(branch, skip, self.placement.sites[0])
         y = self.placement.finish(state)
         return (y, *rest) if rest else y
 
     def initialise(self) -> dict[str, float]:
-        """Initialises the sublayer as the placement's paper asks; see `Stack.initialise`."""
+        """Initialises the sublayer as the placement's paper asks; see `Stack.initialise`.
+
+        Raises:
+            ValueError: where a matrix to scale is missing or has no known role, or pre-norm has no ``depth``.
+        """
         return self.placement.initialise([self.sublayer], None)
 
     def extra_repr(self) -> str:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..call import check_count, check_probability
-from ..modules import AddNorm
+from ..modules import AddNorm, check_width
 from ..norms import Norm, policy
 from ..placements import Settings, Site, make
 from ..words import count as counted
-from .sublayer import branch_of, check_module, check_width, given_types
+from .sublayer import branch_of, check_module, given_types
 
 Kwargs = Sequence[Mapping[str, Any]]
 Step = tuple[nn.Module, Mapping[str, Any], Site]
@@ -29,7 +29,7 @@ class Stack(nn.Module):
     Args:
         sublayers: Modules whose output is shaped like their input; attention and feed-forward in turn, say.
         d_model: Width of the last dimension.
-        placement: One of `addnorm.placements.PLACEMENTS`.
+        placement: One of `addnorm.placements.PLACEMENTS`, pre-norm by default (a `Residual` is post-norm by default).
         norm, eps, bias, weight_offset, backend, device, dtype: Of the norms, as in `AddNorm`.
         dropout: Probability of dropping an element of each branch while training.
         final_norm: Whether the result is normed once more; None: as the placement's paper has it.
@@ -37,15 +37,15 @@ class Stack(nn.Module):
             the feed-forward one.
         drop_path: Stochastic depth (Huang et al. 2016, arXiv:1603.09382): probability of dropping a sample's branch in
             the last layer; layer l of N has l / N of it.
-        checkpoint_every: While training, keep only the stream at every so many layers, and recompute what lies between
-            in the backward.
+        checkpoint_every: Where gradients are recorded, keep at every so many layers only what the next one takes (the
+            stream, and with pre-norm its norm too), and recompute what lies between in the backward.
         options: The placement's own, such as DeepNorm's ``decoder_layers``.
 
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is allowed.
 
-    >>> layers = [nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8)) for _ in range(4)]
-    >>> stack = Stack(layers, 8, placement="deepnorm")
+    >>> sublayers = [nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8)) for _ in range(4)]
+    >>> stack = Stack(sublayers, 8, placement="deepnorm")
     >>> print(stack.describe())
     deepnorm: 4 sublayers in 2 layers, width 8, layer norm
       x <- N(1.41421 x + drop(f(x)))
@@ -138,7 +138,8 @@ class Stack(nn.Module):
             What was set, by name, and to which gain or value; empty where the paper asks for nothing.
 
         Raises:
-            ValueError: where a matrix to scale is missing, or Admin has no sample.
+            ValueError: where a matrix to scale is missing or has no known role, or Admin has no sample. Nothing is
+                changed then.
         """
         run = None if x is None else torch.no_grad()(partial(self, x, sublayer_kwargs, **shared))
         return self.placement.initialise(list(self.sublayers), run)

@@ -83,10 +83,3 @@ def given_types(value: Any) -> str:
 def check_module(name: str, value: Any) -> None:
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
-
-
-def check_width(x: Tensor, d_model: int) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
-    if x.dim() == 0 or x.shape[-1] != d_model:
-        raise ValueError(f"x has shape {tuple(x.shape)}: its last dimension must be d_model = {d_model}")
