@@ -25,7 +25,6 @@ from .support.tolerance import same_bits
 D, HIDDEN, LAYERS = 12, 20, 5
 names = pytest.mark.parametrize("name", PLACEMENTS)
 SPANNING = [name for name, member in PLACEMENTS.items() if member.spans_layer]
-WHOLE = ["peri", "residual_dual", "admin"]
 
 
 def mixers(count: int = 2 * LAYERS, dtype: torch.dtype = torch.float64) -> list[Mixer]:
@@ -151,7 +150,7 @@ def test_building_leaves_the_sublayers_alone(name: str) -> None:
         assert all(torch.equal(now[k], v) for k, v in was.items())
 
 
-@pytest.mark.parametrize("name", [n for n in PLACEMENTS if n not in (*SPANNING, *WHOLE)])
+@pytest.mark.parametrize("name", [n for n in PLACEMENTS if n not in SPANNING])
 def test_residual_is_a_stack_of_one(name: str) -> None:
     torch.manual_seed(0)
     sublayer = Mixer(D, HIDDEN)
@@ -164,9 +163,9 @@ def test_residual_is_a_stack_of_one(name: str) -> None:
     same_bits("y", block(x), whole(x))
 
 
-@pytest.mark.parametrize("name", [n for n in PLACEMENTS if n not in (*SPANNING, *WHOLE)])
+@pytest.mark.parametrize("name", [n for n in PLACEMENTS if n not in (*SPANNING, "residual_dual")])
 def test_residuals_in_a_row_are_a_stack(name: str) -> None:
-    """...each knowing its layer, with the final norm, if any, in the last one."""
+    """...each knowing its layer, with the final norm, if any, in the last one. ResiDual carries two streams on."""
     stack = Stack(mixers(4), D, placement=name, sublayers_per_layer=1, dtype=torch.float64)
     ends = PLACEMENTS[name].ends_in_norm
     blocks = [
@@ -177,13 +176,6 @@ def test_residuals_in_a_row_are_a_stack(name: str) -> None:
         block.sublayer.load_state_dict(stack.sublayers[index].state_dict())
     x = torch.randn(2, 3, D, dtype=torch.float64)
     torch.testing.assert_close(nn.Sequential(*blocks)(x), stack(x))
-
-
-@pytest.mark.parametrize("name", WHOLE)
-def test_what_has_a_start_of_its_own_is_no_block(name: str) -> None:
-    """In a row of blocks peri would norm the stream at each, ResiDual lose its second one, Admin know one branch."""
-    with pytest.raises(ValueError, match=rf"placement='{name}' .*: it needs an addnorm.Stack"):
-        Residual(Mixer(D, HIDDEN), D, placement=name, final_norm=True)
 
 
 # -- constants and initialisation, from the papers ---------------------------------------------------

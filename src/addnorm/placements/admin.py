@@ -26,7 +26,6 @@ class Admin(Placement):
 
     name = "admin"
     ends_in_norm = False
-    whole = "scales a skip by the branches of all sublayers before"
 
     def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:
         super().__init__(sites, settings, final_norm)

@@ -72,7 +72,6 @@ class Placement(nn.Module, ABC):
     name: ClassVar[str]
     ends_in_norm: ClassVar[bool]  # whether the paper's stack has a final norm
     spans_layer: ClassVar[bool] = False  # whether one sublayer alone is too little
-    whole: ClassVar[str] = ""  # why blocks in a row, each with a placement of its own, would be another thing
     needs_depth: ClassVar[bool] = False
     end: ClassVar[tuple[str, ...]] = ("end: N(h)",)  # what a final norm adds to the algebra
     slots: ClassVar[dict[Kind, tuple[str, ...]]] = {}  # the norms inside a sublayer of each kind

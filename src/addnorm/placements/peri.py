@@ -20,15 +20,14 @@ class Peri(Placement):
 
     name = "peri"
     ends_in_norm = True
-    whole = "norms the stream once, before its first sublayer ('sandwich' is its block alone)"
 
     def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:
         super().__init__(sites, settings, final_norm)
-        self.first_norm = self.new_norm()
+        self.first_norm = None if self.sites[0].layer else self.new_norm()  # a later `Residual` goes on
         self.norms, self.out_norms = self.new_norms(), self.new_norms()
 
     def start(self, x: Tensor) -> tuple[Tensor, State]:
-        h = self.first_norm(x)
+        h = x if self.first_norm is None else self.first_norm(x)
         return self.norms[0](h), h
 
     def combine(self, branch: Tensor, state: State, site: Site) -> tuple[Tensor, State]:

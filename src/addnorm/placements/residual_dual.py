@@ -22,7 +22,6 @@ class ResidualDual(Placement):
 
     name = "residual_dual"
     ends_in_norm = True
-    whole = "carries two streams past all sublayers"
     end = ()  # the algebra has it
 
     def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ class Residual(nn.Module):
         sublayer: f.
         d_model: Width of the last dimension, which the norm sees.
         placement: One of `addnorm.placements.PLACEMENTS`, post-norm by default (a `Stack` is pre-norm by default).
-            Those that span several sublayers need a `Stack`, and so do peri, residual_dual and admin.
+            Those that span several sublayers need a `Stack`. In a row, peri norms the stream once, in the block with
+            ``layer=0``; residual_dual and admin begin anew in each block, and need a `Stack` to be the paper's.
         norm, eps, bias, weight_offset, backend, device, dtype: Of the norm, as in `AddNorm`.
         dropout: Probability of dropping an element of the branch while training.
         drop_path: Probability of dropping a sample's whole branch while training, in the last layer; layer l of
@@ -94,8 +96,6 @@ class Residual(nn.Module):
         site = Site(index=0, layer=layer, layers=depth, kind="ffn", last=True)
         self.d_model, self.sublayer, self.shortcut = d_model, sublayer, shortcut
         self.placement = make(placement, [site], settings, final_norm, **options)
-        if self.placement.whole:
-            raise ValueError(f"placement={placement!r} {self.placement.whole}: it needs an addnorm.Stack")
         self.placement.fill_slots([sublayer])
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -103,21 +103,27 @@ class Residual(nn.Module):
         the first item is the branch and the others follow y in a tuple: ``(y, *others)``."""
         if self.shortcut is None:
             check_width(x, self.d_model)
-        taken, skip = self.placement.start(x)
+        taken, state = self.placement.start(x)
         if self.shortcut is not None:
-            skip = self.shortcut(skip)
+            if not isinstance(state, Tensor):
+                raise ValueError(f"placement={self.placement.name!r} carries more than one skip: it has no shortcut")
+            state = self.shortcut(state)
+        skip = state if isinstance(state, Tensor) else x
         branch, rest = branch_of(self.sublayer, taken, args, kwargs, skip.shape, "the sublayer")
-        _, state = self.placement.combine(branch, skip, self.placement.sites[0])
+        _, state = self.placement.combine(branch, state, self.placement.sites[0])
         y = self.placement.finish(state)
         return (y, *rest) if rest else y
 
-    def initialise(self) -> dict[str, float]:
-        """Initialises the sublayer as the placement's paper asks; see `Stack.initialise`.
+    @torch.no_grad()
+    def initialise(self, x: Tensor | None = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Initialises the sublayer as the placement's paper asks; see `Stack.initialise`. Admin runs the block once.
 
         Raises:
-            ValueError: where a matrix to scale is missing or has no known role, or pre-norm has no ``depth``.
+            ValueError: where a matrix to scale is missing or has no known role, pre-norm has no ``depth``, or Admin has
+                no sample.
         """
-        return self.placement.initialise([self.sublayer], None)
+        run = None if x is None else partial(self, x, *args, **kwargs)
+        return self.placement.initialise([self.sublayer], run)
 
     def extra_repr(self) -> str:
         return f"{self.d_model}, placement={self.placement.name!r}"
