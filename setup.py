@@ -22,8 +22,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 COMMON = ["-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi"]
-AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
-AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mbmi2", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 ISA_FLAGS = {
     "isa_generic.cpp": [],
     "isa_avx2.cpp": AVX2,

@@ -175,7 +175,9 @@ def test_grad_mode_is_part_of_the_kind(backend: Planning) -> None:
             assert not add_norm(**found, backend="planning").requires_grad
         with torch.inference_mode():
             assert add_norm(**found, backend="planning").is_inference()
-    assert backend.taken == 6
+            with torch.enable_grad():
+                assert not add_norm(**found, backend="planning").requires_grad
+    assert backend.taken == 8
 
 
 @pytest.mark.parametrize("order", [(False, True), (True, False)])

@@ -285,6 +285,18 @@ def test_inference_mode(backend: str | None) -> None:
 
 
 @every_route
+def test_inference_mode_records_nothing_with_gradients_on_inside(backend: str | None) -> None:
+    x, out = torch.randn(3, D, requires_grad=True), torch.empty(3, D)
+    with torch.inference_mode(), torch.enable_grad():
+        y, z = add_norm_stream(x, x, backend=backend)
+        add_norm(x, x, out=out, backend=backend)
+        assert not torch.nn.functional.layer_norm(x, (D,)).requires_grad
+    assert not y.requires_grad
+    assert not z.requires_grad
+    same_bits("out", out, y.clone())
+
+
+@every_route
 @pytest.mark.parametrize("where", ["x", "weight"])
 def test_requires_grad_on_a_non_leaf(backend: str | None, where: str) -> None:
     leaf = double(D if where == "weight" else 2, *([] if where == "weight" else [D])).requires_grad_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from addnorm import AddNorm, add_norm, add_norm_stream
 from addnorm.backends import BACKENDS
 from addnorm.backends.eager import Eager
-from addnorm.call import Call, describe, dropout_threshold, meets, overlaps
+from addnorm.call import Call, describe, dropout_threshold
+from addnorm.outputs import meets, overlaps, overlaps_itself
 
 from .support.calls import routes
 from .support.tolerance import same_bits
@@ -131,12 +133,17 @@ def view(offset: int, rows: int = ROWS, stride: int = D) -> Tensor:
     return MEMORY.as_strided((rows, D), (stride, 1), offset)
 
 
+WINDOWS = torch.zeros(4 * ROWS + 4).unfold(0, D, 4)
+with torch.inference_mode():
+    INFERENCE = torch.ones(ROWS, D)
+
 OUTS = [
     ("shape", {"out": torch.ones(ROWS, D + 1)}, r"out has shape \(3, 9\)"),
     ("dtype", {"out": ONES.double()}, "out has dtype torch.float64: this result has dtype torch.float32"),
     ("stream dtype", {"stream_out": ONES.half()}, "stream_out has dtype torch.float16"),
     ("device", {"out": ONES.to("meta")}, "out is on meta, x on cpu"),
-    ("expanded", {"out": torch.ones(1, D).expand(ROWS, D)}, "out is an expanded view"),
+    ("expanded", {"out": torch.ones(1, D).expand(ROWS, D)}, "out has strides .*share one place in memory"),
+    ("windows", {"x": WINDOWS, "residual": None, "out": WINDOWS}, "out has strides .*share one place in memory"),
     ("overlaps x", {"x": view(0), "out": view(4)}, "out overlaps x in memory"),
     ("overlaps x by a row", {"x": view(0), "out": view(D)}, "out overlaps x in memory"),
     ("x transposed", {"x": torch.zeros(D, D), "residual": None}, "out overlaps x in memory"),
@@ -147,6 +154,7 @@ OUTS = [
     ("both overlap", {"out": view(0), "stream_out": view(5)}, "out and stream_out overlap in memory"),
     ("gradient of x", {"x": ONES.clone().requires_grad_(), "out": ONES.clone()}, "out is for inference"),
     ("gradient of out", {"out": ONES.clone().requires_grad_()}, "out is for inference"),
+    ("inference tensor", {"out": INFERENCE}, "out is an inference tensor"),
     ("gradient of weight", {"weight": torch.ones(D).requires_grad_(), "stream_out": ONES.clone()}, "stream_out is for"),
 ]
 
@@ -206,6 +214,13 @@ def test_overlap_is_exact_for_equal_shapes_and_strides() -> None:
 def addresses(t: Tensor) -> set[int]:
     index = torch.arange(60).as_strided(t.shape, t.stride(), t.storage_offset())
     return set(index.flatten().tolist())
+
+
+def test_what_does_not_overlap_itself_has_as_many_places_as_elements() -> None:
+    for strides in itertools.product(range(9), repeat=3):
+        t = torch.zeros(60).as_strided((2, 4, 3), strides)
+        assert overlaps_itself(t) or len(addresses(t)) == t.numel()
+    assert not any(overlaps_itself(t) for t in (ONES, ONES.T, ONES[:, ::3], ONES[:1].T, ONES.view(3, 1, 2, 4)[..., 1]))
 
 
 def test_meets_is_a_sum_of_strides() -> None:

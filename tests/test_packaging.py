@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,15 @@ def test_a_broken_extension_is_a_reason_and_no_error(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(native.importlib, "import_module", broken)
     assert native.load() == (None, "the C++ extension does not load: undefined symbol: zero")
+
+
+def test_an_extension_for_another_python_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("_cpu_torch_9_9.cpython-39-x86_64-linux-gnu.so", "_cpu_torch_9_8.cpython-311-x86_64-linux-gnu.so"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(native, "PACKAGE", tmp_path)
+    python = platform.python_version()
+    assert native.load("9.9.0")[1] == f"the C++ extension was built for another Python; Python {python} is running"
+    assert native.load("9.7.0")[1] == "the C++ extension was built for torch 9.8 and 9.9; torch 9.7.0 is running"
 
 
 WITHOUT = """

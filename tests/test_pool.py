@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -67,6 +68,22 @@ def test_little_is_kept() -> None:
     assert resident() - before > 780e6
     outputs.clear()
     assert resident() - before < 560e6
+
+
+WITHOUT_ROOM = """
+import resource, torch, addnorm
+x = torch.ones(1000).expand(90_000, 1000)
+with torch.no_grad():
+    addnorm.add_norm(x)  # 360 MB, kept
+    room = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (50 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
+    addnorm.add_norm(x[:50_000])  # 200 MB: too large for what is left, too small for the block
+"""
+
+
+def test_what_is_kept_makes_room_for_what_is_asked_for() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_ROOM], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_threads_never_share_a_block() -> None:

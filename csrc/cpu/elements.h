@@ -87,6 +87,9 @@ ADDNORM_INLINE Pair<float> tame(Pair<float> p) {
   return {one(p.a), one(p.b)};
 }
 
+// The same of one number, of no payload at all.
+template <class T> ADDNORM_INLINE T tame_scalar(T value) { return value == value ? value : T(__builtin_nan("")); }
+
 // To nearest even, of values that are tame; `denormals`: there may be some.
 ADDNORM_INLINE Words::Native narrow_piece(Piece<float> p, bool denormals = true) {
   if constexpr (kNarrowsPairs)

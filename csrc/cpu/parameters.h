@@ -49,7 +49,7 @@ template <class Access> struct Parameter {
   static const T* of(const Vector& v, int64_t d, Scratch& scratch, double offset = 0) {
     if (in_place(v, offset)) return static_cast<const T*>(v.data);
     T* result = scratch.take<T>(padded(d));
-    const Vec<T> shift = splat(static_cast<T>(offset)), number = splat(v.scalar ? load_scalar<T>(v, 0) : T(0));
+    const Vec<T> shift = splat(static_cast<T>(offset)), number = splat(v.scalar ? tame_scalar(load_scalar<T>(v, 0)) : T(0));
     columns<true>(0, d, [&](int64_t c, auto n) ADDNORM_LAMBDA {
       Pair<T> loaded = {number, number};
       if (!v.scalar) loaded = load_vector<Access::kOrder, T>(v, c, n);
@@ -72,9 +72,7 @@ template <class Access, class N, class T = typename Access::T> ADDNORM_INLINE au
 
 // The values of one row in the arithmetic's type, whatever the row is told apart by.
 template <class T> ADDNORM_INLINE T row_value(const Vector& v, int64_t row) {
-  if (!v.data) return T(1);
-  const T value = load_scalar<T>(v, row);
-  return value == value ? value : T(__builtin_nan(""));  // tame: see elements.h
+  return v.data ? tame_scalar(load_scalar<T>(v, row)) : T(1);
 }
 
 }  // namespace addnorm::ADDNORM_ISA

@@ -63,9 +63,16 @@ class Kept {
   int64_t bytes_ = 0;
 };
 
+void* map_any(int64_t bytes) { return bytes < kHuge ? map(bytes) : map_huge(bytes); }
+
 // Tried, never waited for: a child forked while another thread held it could wait forever.
 std::mutex kept_mutex;
 Kept kept;
+
+// Under the lock.
+void make_room(int64_t bytes) {
+  for (Block old = kept.evict(bytes); old.data; old = kept.evict(bytes)) munmap(old.data, old.bytes);
+}
 
 }  // namespace
 
@@ -76,14 +83,19 @@ Block take_block(int64_t bytes) {
     const Block found = kept.take(whole);
     if (found.data) return found;
   }
-  return {whole < kHuge ? map(whole) : map_huge(whole), whole, true};
+  void* data = map_any(whole);
+  if (data == nullptr) {  // once more with what is kept given back
+    if (const std::unique_lock lock(kept_mutex, std::try_to_lock); lock) make_room(kMost);
+    data = map_any(whole);
+  }
+  return {data, whole, true};
 }
 
 // Kept as it is: MADV_FREE would let the system reclaim it, and made the next use a fifth slower.
 void give_back(const Block& block) {
   if (block.bytes <= kMost) {
     if (const std::unique_lock lock(kept_mutex, std::try_to_lock); lock) {
-      for (Block old = kept.evict(block.bytes); old.data; old = kept.evict(block.bytes)) munmap(old.data, old.bytes);
+      make_room(block.bytes);
       return kept.put({block.data, block.bytes, false});
     }
   }

@@ -2,7 +2,8 @@
 //
 // New memory comes from the system page by page, each zeroed at its first touch, and at these sizes malloc gives it back as soon as
 // it is free: that costs more than the whole operation (2048x8192 fp32: 16 ms into new memory, 9 into memory that was used before).
-// At most 512 MB are kept, and taken first when outputs are needed: at a training step's peak none of it lies idle.
+// At most 512 MB are kept. Blocks of a size that is not asked for again lie idle until newer ones push them out, or the system has
+// no memory left for a new one.
 #pragma once
 
 #include <cstdint>

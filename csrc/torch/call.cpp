@@ -37,7 +37,7 @@ void release(void* context) {
 
 // A new tensor; `fresh` becomes true where its memory is new as well.
 at::Tensor empty_output(at::IntArrayRef sizes, at::ScalarType dtype, bool& fresh) {
-  const auto bytes = static_cast<int64_t>(c10::multiply_integers(sizes) * c10::elementSize(dtype));
+  const auto bytes = static_cast<int64_t>(at::detail::computeStorageNbytesContiguous(sizes, c10::elementSize(dtype)));
   const Block block = take_block(bytes);
   if (!block.data) return at::detail::empty_cpu(sizes, dtype);
   fresh |= block.fresh;
@@ -69,7 +69,7 @@ int64_t rows_of(const at::Tensor& t) {
 }
 
 Vector branch_scale(const Operands& operands, const Options& options, Views& views) {
-  if (!options.branch_factor) return views.vector(operands[kBranchScale]);
+  if (!options.branch_factor) return views.vector("branch_scale", operands[kBranchScale]);
   return {const_cast<double*>(&*options.branch_factor), DType::f64, true};
 }
 
@@ -104,27 +104,31 @@ Results forward(const Operands& operands, const Options& options, bool keep_stre
   Views views;
   Results results;
   // An output whose columns are not adjacent is computed beside it, then copied.
-  const auto target = [&](const at::Tensor* given, at::ScalarType dtype) {
+  const auto target = [&](const char* name, const at::Tensor* given, at::ScalarType dtype) {
+    if (given != nullptr) {
+      check_memory(name, *given);
+      given->mutable_data_ptr();  // a copy-on-write tensor's memory is its own from here on, before any is looked up
+    }
     const bool direct = given != nullptr && given->dim() <= kMaxRowDims + 1 && (given->sizes().back() <= 1 || given->strides().back() == 1);
     return direct ? *given : empty_output(x.sizes(), dtype, call.fresh_pages);
   };
-  results.y = target(out, options.out_dtype);
-  if (keep_stream) results.z = target(stream_out, options.stream_dtype);
+  results.y = target("out", out, options.out_dtype);
+  if (keep_stream) results.z = target("stream_out", stream_out, options.stream_dtype);
   if (keep_stats) results.stats = empty_stats(x.sizes(), options.norm, f64 ? at::kDouble : at::kFloat);
 
   call.norm = options.norm;
   call.f64 = f64;
   call.rows = rows_of(x);
   call.d = x.sizes().back();
-  call.x = views.matrix(&x);
-  call.residual = views.matrix(operands[kResidual]);
-  call.y = views.matrix(&results.y);
-  call.z = views.matrix(keep_stream ? &results.z : nullptr);
-  call.weight = views.vector(operands[kWeight]);
-  call.bias = views.vector(operands[kBias]);
-  call.branch_bias = views.vector(operands[kBranchBias]);
+  call.x = views.matrix("x", &x);
+  call.residual = views.matrix("residual", operands[kResidual]);
+  call.y = views.matrix("y", &results.y);
+  call.z = views.matrix("z", keep_stream ? &results.z : nullptr);
+  call.weight = views.vector("weight", operands[kWeight]);
+  call.bias = views.vector("bias", operands[kBias]);
+  call.branch_bias = views.vector("branch_bias", operands[kBranchBias]);
   call.branch_scale = branch_scale(operands, options, views);
-  call.row_scale = views.rows(operands[kRowScale]);
+  call.row_scale = views.rows("row_scale", operands[kRowScale]);
   call.residual_scale = options.residual_scale;
   call.weight_offset = options.weight_offset;
   call.eps = options.eps;
@@ -163,26 +167,27 @@ Gradients backward(const Incoming& incoming, const Operands& operands, const Opt
   call.f64 = incoming.stats->scalar_type() == at::kDouble;
   call.rows = rows_of(z);
   call.d = z.sizes().back();
-  call.dy = views.matrix(incoming.dy);
-  call.ds = views.matrix(incoming.ds);
-  call.z = views.matrix(&z);
-  call.x = views.matrix(operands[kX]);
-  call.weight = views.vector(operands[kWeight]);
-  call.branch_bias = views.vector(operands[kBranchBias]);
+  call.dy = views.matrix("dy", incoming.dy);
+  call.ds = views.matrix("ds", incoming.ds);
+  call.z = views.matrix("z", &z);
+  call.x = views.matrix("x", operands[kX]);
+  call.weight = views.vector("weight", operands[kWeight]);
+  call.branch_bias = views.vector("branch_bias", operands[kBranchBias]);
   call.branch_scale = branch_scale(operands, options, views);
-  call.row_scale = views.rows(operands[kRowScale]);
+  call.row_scale = views.rows("row_scale", operands[kRowScale]);
   call.residual_scale = options.residual_scale;
   call.weight_offset = options.weight_offset;
   call.dropout = dropout(options);
+  check_memory("stats", *incoming.stats);
   const at::Tensor stats = incoming.stats->contiguous();
-  call.stats = stats.data_ptr();
-  call.dx = views.matrix(&grads[kX]);
-  call.dresidual = views.matrix(&grads[kResidual]);
-  call.dweight = views.vector(&grads[kWeight]);
-  call.dbias = views.vector(&grads[kBias]);
-  call.dbranch_bias = views.vector(&grads[kBranchBias]);
-  call.dbranch_scale = views.vector(&grads[kBranchScale]);
-  call.drow_scale = views.rows(&grads[kRowScale]);
+  call.stats = stats.const_data_ptr();
+  call.dx = views.matrix("dx", &grads[kX]);
+  call.dresidual = views.matrix("dresidual", &grads[kResidual]);
+  call.dweight = views.vector("dweight", &grads[kWeight]);
+  call.dbias = views.vector("dbias", &grads[kBias]);
+  call.dbranch_bias = views.vector("dbranch_bias", &grads[kBranchBias]);
+  call.dbranch_scale = views.vector("dbranch_scale", &grads[kBranchScale]);
+  call.drow_scale = views.rows("drow_scale", &grads[kRowScale]);
   kernels().backward(call, kTorchRuntime);
   return grads;
 }

@@ -40,7 +40,7 @@ PyObject* kinds(PyObject*, PyObject* tensors) {
     } else {
       if (!THPVariable_CheckExact(object)) Py_RETURN_NONE;
       const at::Tensor& t = THPVariable_Unpack(object);
-      if (!is_dense(t) || !t.is_contiguous() || t.dim() > 64) Py_RETURN_NONE;
+      if (!is_dense(t) || !t.is_contiguous() || t.dim() > 64 || !t.unsafeGetTensorImpl()->storage_initialized()) Py_RETURN_NONE;
       const auto place = reinterpret_cast<uintptr_t>(t.const_data_ptr());
       if (place == 0 || place % kAligned != 0) Py_RETURN_NONE;
       append(kind, t);

@@ -134,7 +134,7 @@ PyObject* py_short(PyObject*, PyObject* const* args, Py_ssize_t count) {
   ShortCall call;
   if (!call.read(args)) Py_RETURN_NONE;
   for (const at::Tensor* written : {call.out, call.stream_out}) {
-    if (written != nullptr) torch::autograd::impl::bump_version(*written);  // before: it refuses some inference tensors
+    if (written != nullptr) torch::autograd::impl::bump_version(*written);
   }
   Results results;
   {
@@ -168,6 +168,10 @@ PyObject* py_stream_floor(PyObject*, PyObject* const* args, Py_ssize_t count) {
   stream.read_count = flat(args[0], kMaxStreamReads, [&](int i, float* data) { stream.reads[i] = data; });
   stream.write_count = flat(args[1], kMaxStreamWrites, [&](int i, float* data) { stream.writes[i] = data; });
   stream.non_temporal = args[2] == Py_True;
+  const auto aligned = [](const float* data) { return reinterpret_cast<uintptr_t>(data) % 64 == 0; };
+  if (stream.non_temporal && !std::all_of(stream.writes, stream.writes + stream.write_count, aligned)) {
+    refuse("writes aligned to 64 bytes, as non-temporal ones must be");
+  }
   kernels().stream(stream, torch_runtime());
   Py_RETURN_NONE;
   END_HANDLE_TH_ERRORS

@@ -9,11 +9,14 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/csrc/utils/object_ptr.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
+#include <iterator>
 #include <mutex>
+#include <vector>
 
 #include "in_python.h"
 #include "plain.h"
@@ -21,8 +24,10 @@
 namespace addnorm {
 namespace {
 
+using torch::autograd::CompiledNodeArgs;
 using torch::autograd::Node;
 using torch::autograd::SavedVariable;
+using torch::autograd::SwapSavedVariables;
 using torch::autograd::variable_list;
 
 // Whether a gradient is batched or has a tangent, which no kernel knows of.
@@ -31,6 +36,8 @@ bool is_transformed(const at::Tensor* t) {
   constexpr c10::DispatchKeySet transforms({DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper, DispatchKey::Batched});
   return t != nullptr && (t->key_set().has_any(transforms) || has_tangent(*t));
 }
+
+constexpr size_t kNeeds = 4;  // where addnorm::backward has it
 
 struct AddNormBackward : public Node {
   Settings settings;  // without the seed, which `seed` keeps where it is a tensor
@@ -59,35 +66,126 @@ struct AddNormBackward : public Node {
   }
 
   variable_list apply(variable_list&& incoming) override {
-    const at::Tensor dy = incoming[0];
-    const at::Tensor ds = incoming.size() > 1 ? incoming[1] : at::Tensor();
-    variable_list results(kOperands);
-    if (!dy.defined() && !ds.defined()) return results;
+    const auto given = [&](size_t i) { return i < incoming.size() && incoming[i].defined() ? &incoming[i] : nullptr; };
+    if (!given(0) && !given(1)) return variable_list(kOperands);
+    Kept kept(*this);
+    kept.call.incoming.dy = given(0);
+    kept.call.incoming.ds = given(1);
+    return as_list(gradients(kept.call), kept.shared);
+  }
 
-    at::Tensor kept_z, kept_stats, kept_seed;
-    std::array<at::Tensor, kOperands> kept;
-    BackwardArguments call{{dy.defined() ? &dy : nullptr, ds.defined() ? &ds : nullptr, &kept_z, &kept_stats}, {}, {}, settings, types};
-    {
-      const std::lock_guard<std::mutex> lock(released);
-      kept_z = z_is_x ? z.unpack() : z.unpack(getptr());
-      kept_stats = stats.unpack();
-      if (has_seed) {
-        kept_seed = seed.unpack();
-        call.settings.seed = &kept_seed;
+  // The call without its gradients, on what is kept, which it borrows.
+  struct Kept {
+    explicit Kept(AddNormBackward& node) {
+      const std::lock_guard<std::mutex> lock(node.released);
+      call.settings = node.settings;
+      call.types = node.types;
+      z = node.z_is_x ? node.z.unpack() : node.z.unpack(node.getptr());
+      stats = node.stats.unpack();
+      call.incoming.z = &z;
+      call.incoming.stats = &stats;
+      if (node.has_seed) {
+        seed = node.seed.unpack();
+        call.settings.seed = &seed;
       }
       for (size_t i = 0; i < kOperands; ++i) {
-        call.needs[i] = task_should_compute_output(i);
-        if (!is_saved[i]) continue;
-        kept[i] = saved[i].unpack();
-        call.operands[i] = &kept[i];
+        call.needs[i] = node.task_should_compute_output(i);
+        if (!node.is_saved[i]) continue;
+        operands[i] = node.saved[i].unpack();
+        call.operands[i] = &operands[i];
       }
+      shared = call.needs[kX] && call.needs[kResidual] && node.dx_is_dresidual();
+      if (shared) call.needs[kX] = false;
     }
-    const bool shared = call.needs[kX] && call.needs[kResidual] && dx_is_dresidual();
-    if (shared) call.needs[kX] = false;
-    Gradients grads = gradients(call);
+    Kept(const Kept&) = delete;
+    Kept& operator=(const Kept&) = delete;
+
+    BackwardArguments call;
+    bool shared = false;
+
+   private:
+    at::Tensor z, stats, seed;
+    std::array<at::Tensor, kOperands> operands;
+  };
+
+  static variable_list as_list(Gradients grads, bool shared) {
     if (shared) grads[kX] = grads[kResidual];
-    std::move(grads.begin(), grads.end(), results.begin());
+    return {std::make_move_iterator(grads.begin()), std::make_move_iterator(grads.end())};
+  }
+
+  // ---- compiled autograd: what tells one kind of node from another, and the call in a graph, whose inputs are the tensors kept
+
+  void compiled_args(CompiledNodeArgs& args) const override {
+    const_cast<AddNormBackward*>(this)->keep_numbers_as_tensors();
+    const Options& options = settings.options;
+    args.collect(settings.norm);
+    args.collect(settings.backend);
+    for (const double number : {options.eps, options.dropout_p, options.residual_scale, options.weight_offset}) args.collect(number);
+    for (const at::ScalarType type : {types.x, types.residual, types.bias}) args.collect(type);
+    for (const bool flag : {has_residual, z_is_x, has_seed}) args.collect(flag);
+    for (size_t i = 0; i < kOperands; ++i) {
+      args.collect(is_saved[i]);
+      args.collect(task_should_compute_output(i));
+    }
+    each_kept(*this, [&](const SavedVariable& variable, bool is_output) { args.collect(variable, is_output); });
+  }
+
+  variable_list apply_with_saved(const variable_list& incoming, SwapSavedVariables& swap) override {
+    namespace compiled = torch::dynamo::autograd;
+    each_kept(*this, [&](SavedVariable& variable, bool) { swap.before(variable); });
+    Stack arguments;
+    {
+      const Kept kept(*this);
+      arguments = as_stack(kept.call);
+      arguments.emplace_back(kept.shared);
+    }
+    std::vector<at::TypePtr> types_of;
+    for (const c10::IValue& value : arguments) types_of.push_back(value.isTensor() ? at::TensorType::get() : value.type());
+    const auto& compiler = compiled::getPyCompilerInterface();
+    const std::string function = compiler->bind_function(swap.get_py_compiler(), name(), in_a_graph, std::move(types_of),
+                                                         /*is_custom_function=*/true, /*is_traceable=*/true);
+    const c10::IValue metadata = compiled::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+        compiled::get_input_metadata(next_edges()));
+    variable_list results =
+        compiler->call_function(swap.get_py_compiler(), "apply_functional", function, incoming, arguments, metadata);
+    each_kept(*this, [&](SavedVariable& variable, bool) { swap.after(variable); });
     return results;
+  }
+
+  // The arguments are those of addnorm::backward, dy and ds but for their places, and whether dx is dresidual.
+  static variable_list in_a_graph(const variable_list& incoming, const std::vector<c10::IValue>& arguments) {
+    Stack stack(arguments);
+    const bool shared = stack.back().toBool();
+    stack.pop_back();
+    for (size_t i = 0; i < incoming.size(); ++i) {
+      if (incoming[i].defined()) stack[i] = incoming[i];
+    }
+    if (stack[0].isNone() && stack[1].isNone()) return variable_list(kOperands);
+    return as_list(from_dispatcher(std::move(stack)), shared);
+  }
+
+  template <class Self> static void each_kept(Self& self, auto&& use) {
+    use(self.z, !self.z_is_x);
+    use(self.stats, false);
+    if (self.has_seed) use(self.seed, false);
+    for (size_t i = 0; i < kOperands; ++i) {
+      if (self.is_saved[i]) use(self.saved[i], false);
+    }
+  }
+
+  // Of a compiled graph a number would be a constant: with each seed it would be compiled again.
+  void keep_numbers_as_tensors() {
+    const std::lock_guard<std::mutex> lock(released);
+    Options& options = settings.options;
+    if (options.branch_factor) {
+      saved[kBranchScale] = SavedVariable(at::scalar_tensor(*options.branch_factor, at::kDouble), false);
+      is_saved[kBranchScale] = true;
+      options.branch_factor.reset();
+    }
+    if (options.dropout_p > 0 && !has_seed) {
+      seed = SavedVariable(at::scalar_tensor(static_cast<int64_t>(options.seed), at::kLong), false);
+      has_seed = true;
+    }
   }
 
   // Straight to the kernels, here or in Python, where nothing stands in the way, else through the dispatcher, which records where it
@@ -99,7 +197,7 @@ struct AddNormBackward : public Node {
     const auto fits = [](const at::Tensor* t) { return t == nullptr || is_plain(*t); };
     const bool plain = is_plain_thread() && fits(in.dy) && fits(in.ds) && fits(in.z) && fits(in.stats) &&
                        std::all_of(call.operands.begin(), call.operands.end(), fits);
-    if (!plain) return from_dispatcher(call);
+    if (!plain) return from_dispatcher(as_stack(Numbers(call).call));
     RECORD_FUNCTION("addnorm::backward", c10::ArrayRef<const c10::IValue>{});
     if (!call.settings.for_cpu_kernels(*in.z)) return from_python(call, in_python[kGradients]);
     Options& options = call.settings.options;
@@ -108,14 +206,13 @@ struct AddNormBackward : public Node {
     return backward(in, call.operands, options, call.types, call.needs);
   }
 
-  static Gradients from_dispatcher(const BackwardArguments& call) {
+  static Gradients from_dispatcher(Stack stack) {
     static const c10::OperatorHandle op = c10::Dispatcher::singleton().findSchemaOrThrow("addnorm::backward", "");
-    const Numbers numbers(call);
-    Stack stack = as_stack(numbers.call);
+    const c10::List<bool> needs = stack[kNeeds].toBoolList();
     op.callBoxed(stack);
     Gradients grads;
     for (size_t i = 0; i < kOperands; ++i) {
-      if (call.needs[i]) grads[i] = stack[i].toTensor();
+      if (needs[i]) grads[i] = stack[i].toTensor();
     }
     return grads;
   }
@@ -153,7 +250,7 @@ struct AddNormBackward : public Node {
   };
 };
 
-variable_list as_list(const Operands& operands) {
+variable_list tensors_of(const Operands& operands) {
   variable_list list;
   list.reserve(kOperands);
   for (const at::Tensor* t : operands) list.push_back(t == nullptr ? at::Tensor() : *t);
@@ -163,7 +260,7 @@ variable_list as_list(const Operands& operands) {
 }  // namespace
 
 bool wants_gradient(const Operands& operands) {
-  if (!c10::GradMode::is_enabled()) return false;
+  if (!is_recording()) return false;
   return std::any_of(operands.begin(), operands.end(),
                      [](const at::Tensor* t) { return t != nullptr && t->requires_grad(); });
 }
@@ -176,7 +273,7 @@ bool stream_is_x(const Operands& operands, const Options& options) {
 
 void record(const Operands& operands, const Settings& settings, const Results& results, bool z_is_x) {
   auto node = make_node<AddNormBackward>();
-  node->set_next_edges(torch::autograd::collect_next_edges(as_list(operands)));
+  node->set_next_edges(torch::autograd::collect_next_edges(tensors_of(operands)));
   node->settings = settings;
   node->settings.seed = nullptr;
   node->has_residual = operands[kResidual] != nullptr;

@@ -5,7 +5,6 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
@@ -99,7 +98,7 @@ void below_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Sta
 
 // Whether autograd would record a call with the last `count` values of a stack as its arguments.
 bool wants_gradient(const Stack& stack, size_t count) {
-  if (!c10::GradMode::is_enabled()) return false;
+  if (!is_recording()) return false;
   const auto arguments = torch::jit::last(stack, count);
   return std::any_of(arguments.begin(), arguments.end(),
                      [](const c10::IValue& value) { return value.isTensor() && value.toTensor().requires_grad(); });

@@ -3,6 +3,7 @@
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/Tensor.h>
+#include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/forward_grad.h>
@@ -34,6 +35,9 @@ inline bool has_tangent(const at::Tensor& t) {
 
 // One that the kernels take.
 inline bool is_plain(const at::Tensor& t) { return is_dense(t) && is_supported(t.scalar_type()) && !has_tangent(t); }
+
+// Whether this thread's calls are recorded. torch.enable_grad() inside torch.inference_mode() does not bring that back.
+inline bool is_recording() { return c10::GradMode::is_enabled() && !c10::InferenceMode::is_enabled(); }
 
 // Whether this thread runs as it does by default: no mode, transform or tracing. Autocast has chosen the dtypes before.
 inline bool is_plain_thread() {

@@ -5,7 +5,6 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ExpandUtils.h>
-#include <c10/core/GradMode.h>
 #include <torch/csrc/Dtype.h>
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -152,7 +151,8 @@ class ShortCall {
     if (result == nullptr) return true;
     const at::Tensor& t = *result;
     if (t.sizes() != operands[kX]->sizes() || t.scalar_type() != dtype || !t.is_contiguous()) return false;
-    if (c10::GradMode::is_enabled() && (t.requires_grad() || wants_gradient(operands))) return false;
+    if (is_recording() && (t.requires_grad() || wants_gradient(operands))) return false;
+    if (t.is_inference() && !c10::InferenceMode::is_enabled()) return false;
     for (size_t i = 0; i < kOperands; ++i) {
       if (operands[i] == nullptr || are_apart(t, *operands[i])) continue;
       const bool same = operands[i]->const_data_ptr() == t.const_data_ptr() && operands[i]->scalar_type() == dtype &&

@@ -68,7 +68,7 @@ bool is_large(const at::Tensor& t) { return t.numel() > kReleaseElements; }
 
 // Whether autograd might have something to record.
 bool is_watched(const ForwardArguments& call) { return wants_gradient(call.operands); }
-bool is_watched(const BackwardArguments&) { return c10::GradMode::is_enabled(); }
+bool is_watched(const BackwardArguments&) { return is_recording(); }
 
 template <size_t N>
 PyObject* as_tuple(std::array<at::Tensor, N> results) {

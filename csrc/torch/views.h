@@ -18,26 +18,33 @@ inline DType dtype_of(const at::Tensor& t) {
   }
 }
 
+// A storage may have been freed, as FSDP does. Its null would be an absent tensor.
+inline void check_memory(const char* name, const at::Tensor& t) {
+  TORCH_CHECK(t.unsafeGetTensorImpl()->storage_initialized(), "addnorm: the memory of ", name, " is not allocated");
+}
+
 // Makes views, and keeps the copies alive that awkward strides need.
 class Views {
  public:
-  Matrix matrix(const at::Tensor* t) {
+  Matrix matrix(const char* name, const at::Tensor* t) {
     Matrix view;
     if (t == nullptr || !t->defined()) return view;
+    check_memory(name, *t);
     if (t->is_contiguous() && t->dim() > 0) return contiguous(*t);
     if (!collapse(*t, view)) return contiguous(copy(*t));
     return view;
   }
 
-  Vector vector(const at::Tensor* t) {
+  Vector vector(const char* name, const at::Tensor* t) {
     if (t == nullptr || !t->defined()) return {};
+    check_memory(name, *t);
     const at::Tensor& dense = t->is_contiguous() ? *t : copy(*t);
-    return {dense.data_ptr(), dtype_of(dense), dense.dim() == 0};
+    return {place(dense), dtype_of(dense), dense.dim() == 0};
   }
 
   // Like vector, but a 0-d tensor is one row and not a number for all rows.
-  Vector rows(const at::Tensor* t) {
-    Vector view = vector(t);
+  Vector rows(const char* name, const at::Tensor* t) {
+    Vector view = vector(name, t);
     view.scalar = false;
     return view;
   }
@@ -45,10 +52,13 @@ class Views {
  private:
   const at::Tensor& copy(const at::Tensor& t) { return copies_.emplace_back(t.contiguous()); }
 
+  // To read from, or to write where the memory is the tensor's alone: writing would end a copy-on-write tensor's sharing.
+  static void* place(const at::Tensor& t) { return const_cast<void*>(t.const_data_ptr()); }
+
   static Matrix contiguous(const at::Tensor& t) {
     Matrix view;
     const int64_t d = t.sizes().back();
-    view.data = t.data_ptr();
+    view.data = place(t);
     view.dtype = dtype_of(t);
     view.size[0] = d == 0 ? 0 : t.numel() / d;
     view.stride[0] = d;
@@ -60,7 +70,7 @@ class Views {
     const auto sizes = t.sizes(), strides = t.strides();
     const int64_t columns = t.dim() - 1;
     if (sizes[columns] > 1 && strides[columns] != 1) return false;
-    view.data = t.data_ptr();
+    view.data = place(t);
     view.dtype = dtype_of(t);
     int64_t size[kMaxRowDims] = {1}, stride[kMaxRowDims] = {sizes[columns]};  // innermost first
     int32_t dims = 0;

@@ -21,7 +21,7 @@ from .backends import Plan, able, backend_of, native, select
 from .call import CALL_TENSORS, GRADIENT_TENSORS, describe, draw_seed
 from .checked import checked_call, checked_gradient
 from .norms import policy
-from .plain import is_plain_thread
+from .plain import is_plain_thread, is_recording
 
 MOST = 4096  # plans kept; a new one costs little more than the ordinary way
 NUMBERS = ("eps", "residual_scale", "dropout_p", "weight_offset")
@@ -75,7 +75,7 @@ def again(
     eps, residual_scale, p, weight_offset = numbers
     options = (
         numbers, type(eps), type(residual_scale), type(p), type(weight_offset),  # as True is 1
-        others, backend, stream, torch.is_grad_enabled(), torch.is_autocast_enabled("cuda"),  # which chooses y's dtype
+        others, backend, stream, is_recording(), torch.is_autocast_enabled("cuda"),  # which chooses y's dtype
     )  # fmt: skip
     found = find(tensors, options, lambda: make(tensors, numbers, others, backend, stream))
     if found is None:
@@ -107,7 +107,7 @@ def make(
     chosen = select(call, backend)
     if row_scale is not None and row_scale.shape != x.shape[:-1]:
         return None  # it is spread over the rows
-    recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    recorded = is_recording() and any(t is not None and t.requires_grad for t in tensors)
     if recorded and native.EXTENSION is None:
         return None
     if call.dropout_p:

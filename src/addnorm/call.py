@@ -325,64 +325,6 @@ def check_seed(seed: Any, x: Tensor) -> None:
             raise ValueError(f"seed must fit in 64 bits, [-2**63, 2**63), got {seed}")
 
 
-def check_out(name: str, out: Any, dtype: torch.dtype, call: Call) -> None:
-    """A tensor for a result: of x's shape and the result's dtype, no gradient, no overlap but exactly x or residual."""
-    if out is None:
-        return
-    check_tensor(name, out, call.x, shapes=(call.x.shape,))
-    if out.dtype != dtype:
-        raise ValueError(f"{name} has dtype {out.dtype}: this result has dtype {dtype}")
-    own = () if isinstance(call.norm, str) else call.norm.own.values()
-    tensors = (*call.operands.values(), out, *own)
-    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
-        raise ValueError(f"{name} is for inference: call under torch.no_grad(), or without {name}, to have gradients")
-    if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
-        raise ValueError(f"{name} is an expanded view: several of its elements share one place in memory")
-    for other, tensor in call.operands.items():
-        if tensor is None or not overlaps(out, tensor):
-            continue
-        if other not in ("x", "residual") or not is_same_view(out, tensor):
-            raise ValueError(f"{name} overlaps {other} in memory: it may be exactly x or residual, or be apart")
-
-
-def check_apart(out: Tensor | None, stream_out: Tensor | None) -> None:
-    if out is not None and stream_out is not None and overlaps(out, stream_out):
-        raise ValueError("out and stream_out overlap in memory: they must be apart")
-
-
-def is_same_view(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.stride() == b.stride()
-
-
-def overlaps(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors share memory: exact for views of equal shape and strides, else by the spans they cover."""
-    if torch.compiler.is_compiling() or 0 in (a.numel(), b.numel()):
-        return False  # while compiling there are no addresses; functionalisation copies what overlaps
-    start_a, start_b = a.data_ptr(), b.data_ptr()
-    if start_a + span(a) <= start_b or start_b + span(b) <= start_a:
-        return False
-    delta = start_b - start_a
-    if a.shape != b.shape or a.stride() != b.stride() or a.dtype != b.dtype or delta % a.itemsize:
-        return True
-    dims = sorted(zip(a.stride(), a.shape, strict=True), reverse=True)
-    return meets(delta // a.itemsize, dims)
-
-
-def span(t: Tensor) -> int:
-    """Bytes from the first element to the end of the last."""
-    return (1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))) * t.itemsize
-
-
-def meets(delta: int, dims: Sequence[tuple[int, int]]) -> bool:
-    """Whether delta is a sum of i * stride with |i| < size, for nested strides, largest first."""
-    if not dims:
-        return delta == 0
-    (stride, size), *inner = dims
-    if stride == 0:
-        return meets(delta, inner)
-    return any(abs(i) < size and meets(delta - i * stride, inner) for i in (delta // stride, delta // stride + 1))
-
-
 def names(dtypes: Sequence[torch.dtype]) -> str:
     *most, last = map(str, dtypes)
     return f"{', '.join(most)} or {last}"

@@ -48,6 +48,8 @@ def checked_gradient(arguments: tuple[Any, ...]) -> Gradient:
     for name, allowed in shapes.items():
         if getattr(call, name) is not None:
             check_tensor(name, getattr(call, name), call.z, shapes=allowed)
+    if call.dy is None and call.ds is None:
+        raise ValueError("neither dy nor ds is given")
     if call.stats.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"stats must be torch.float32 or torch.float64, got {call.stats.dtype}")
     for name in ("weight", "branch_bias", "branch_scale", "row_scale"):

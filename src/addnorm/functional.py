@@ -11,8 +11,9 @@ from . import ops
 from .again import again
 from .backends import BACKENDS, Dispatch, explain, select, transforms_active
 from .backends.native import EXTENSION
-from .call import Call, check_apart, check_out, check_tensor, describe, with_seed
+from .call import Call, check_tensor, describe, with_seed
 from .norms import Norm, policy
+from .outputs import check_apart, check_out
 
 
 def add_norm(

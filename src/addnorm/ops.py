@@ -22,10 +22,11 @@ from torch import Tensor
 from . import again, reference
 from .arguments import FORWARD_ARGUMENTS, as_call, as_gradient, forward_arguments
 from .backends import BACKENDS, KERNELS, able, backend_of, native
-from .call import CALL_FIELDS, OPERANDS, Call, check_apart, check_out, stored_dtype
+from .call import CALL_FIELDS, OPERANDS, Call, stored_dtype
 from .checked import checked_call, checked_gradient
 from .norms import NORMS
-from .plain import is_plain, is_plain_thread
+from .outputs import check_apart, check_out
+from .plain import is_plain, is_plain_thread, is_recording
 
 OPTIONS = """str norm="layer", float eps=1e-5, float dropout_p=0.0, Tensor? seed=None, Tensor? branch_bias=None,
     Tensor? branch_scale=None, Tensor? row_scale=None, float residual_scale=1.0, float weight_offset=0.0"""
@@ -57,7 +58,7 @@ DEFAULTS = {
 
 def forward(call: Call, backend: str, *, stream: bool) -> tuple[Tensor, Tensor]:
     """y and the stream; the second means nothing unless asked for or kept for the backward."""
-    graded = torch.is_grad_enabled() or torch.jit.is_tracing()  # a trace may run either way, however it was made
+    graded = is_recording() or torch.jit.is_tracing()  # a trace may run either way, however it was made
     wants_grad = graded and any(t is not None and t.requires_grad for t in call.operands.values())
     keep_stream = stream or (wants_grad and not call.stream_is_x)
     operands, options = arguments_of(call, backend)
@@ -253,6 +254,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _autograd(ctx: Any, dy: Tensor | None, ds: Tensor | None, _dstats: None) -> tuple[Tensor | None, ...]:
+    if dy is None and ds is None:
+        return (None,) * ctx.inputs
     saved = ctx.saved_tensors
     z, stats, weight, seed, *scales, x = saved
     needs = _needs(ctx)

@@ -16,6 +16,12 @@ ALIGNED = 16  # bytes
 OWN_KEYS = DispatchKeySet(DispatchKey.BackendSelect).raw_repr() | DispatchKeySet(DispatchKey.ADInplaceOrView).raw_repr()
 
 
+def is_recording() -> bool:
+    """Whether autograd records calls, which ``torch.enable_grad()`` inside ``torch.inference_mode()`` does not bring
+    back. Dynamo can not trace that question."""
+    return torch.is_grad_enabled() and (torch.compiler.is_dynamo_compiling() or not torch.is_inference_mode_enabled())
+
+
 def is_plain_thread() -> bool:
     """Whether no mode, transform, trace or forward-mode AD is on. Not to be asked while Dynamo compiles."""
     return (
@@ -44,7 +50,7 @@ def kinds(tensors: tuple[Any, ...]) -> tuple[Any, list[int | None]] | None:
             if type(t) not in PLAIN or t.layout != torch.strided or not is_plain(t) or not t.is_contiguous():
                 return None
             address = t.data_ptr()
-            if address % ALIGNED or not address:
+            if address % ALIGNED or not address or not t.untyped_storage().nbytes():
                 return None
             found += t.dtype, t.shape, t.device, t.requires_grad
             addresses.append(address)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -197,6 +198,16 @@ def specials_stay_in_their_row(backend: str | None) -> None:
                 assert got["stream"][4, :33].isfinite().all()
     _, stream = add_norm_stream(torch.full((64,), torch.nan), dropout_p=0.5, seed=1, backend=backend)
     assert stream.isnan().all(), "a dropped NaN became a number"
+    for bits in (0x7FFFFFFF, -1, 0x7F800001):  # payloads that rounding to bfloat16 would carry away
+        scale = torch.tensor(bits, dtype=torch.int32).view(F32)
+        scales: list[dict[str, Any]] = [
+            {"branch_scale": scale}, {"branch_scale": scale.repeat(64)}, {"row_scale": scale.repeat(3)}
+        ]  # fmt: skip
+        for given in scales:
+            x = torch.ones(3, 64, dtype=BF16, requires_grad=True)
+            y, stream = add_norm_stream(x, x.detach(), **given, backend=backend)
+            (dx,) = torch.autograd.grad([y, stream], x, [torch.ones_like(y)] * 2)
+            assert all(t.isnan().all() for t in (y, stream, dx)), f"a NaN of {bits & 0xFFFFFFFF:x} became a number"
 
 
 def dropout_off_draws_nothing(backend: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .. import reference
@@ -35,4 +36,10 @@ class Eager(Backend):
         return y, z if keep_stream else None, stats if keep_stats else None
 
     def backward(self, call: Gradient) -> dict[str, Tensor | None]:
-        return {name: None if g is None else g.contiguous() for name, g in reference.backward(call).items()}
+        grads = reference.backward(call)
+        taken = {id(call.ds)}  # an operator's results are neither arguments nor one another
+        for name, g in grads.items():
+            if g is not None:
+                grads[name] = g.clone(memory_format=torch.contiguous_format) if id(g) in taken else g.contiguous()
+                taken.add(id(g))
+        return grads

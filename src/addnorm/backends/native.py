@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from platform import python_version
 from types import ModuleType
 
 import torch
@@ -28,8 +29,10 @@ def load(version: str = torch.__version__) -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module(f"addnorm.{name}"), ""
     except ModuleNotFoundError:
-        built = sorted(path.name.split(".")[0].removeprefix(PREFIX) for path in PACKAGE.glob(f"{PREFIX}*.so"))
-        for_which = " and ".join(version.replace("_", ".") for version in built)
+        built = sorted({path.name.split(".")[0] for path in PACKAGE.glob(f"{PREFIX}*.so")})
+        if name in built:
+            return None, f"the C++ extension was built for another Python; Python {python_version()} is running"
+        for_which = " and ".join(each.removeprefix(PREFIX).replace("_", ".") for each in built)
         found = f"was built for torch {for_which}" if built else "is not built"
         return None, f"the C++ extension {found}; torch {version} is running"
     except ImportError as error:
