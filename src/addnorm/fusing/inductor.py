@@ -12,7 +12,9 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..functional import add_norm, add_norm_stream
 from .dropout import draw_faster
+from .kernels import taken
 from .measured import inductor_is_faster
+from .nodes import example
 from .report import Outcome, Report
 from .rewrite import put
 from .sites import Site, fusible_sites
@@ -72,7 +74,8 @@ class FusePass(CustomGraphPass):
 
     def objection(self, site: Site) -> str:
         """Why a norm call is no site to be fused; "" if it is one."""
-        return site.reason
+        x = example(site.x)
+        return site.reason if site.reason or x is None else taken(x, norm=site.norm.kind)[1]
 
     def faster(self, site: Site) -> str:
         """Why a site is left to Inductor's own fusion; "" if it is not."""
