@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.fusing import fuse, handle, modules
-from addnorm.fusing.base import PLACE, FusedCall, put
+from addnorm.fusing.base import FusedCall
+from addnorm.fusing.place import PLACE, put
 from addnorm.fusing.measured import NARROW
 from addnorm.fusing.modules import LocalCall
 
