@@ -41,7 +41,7 @@ class NestedEncoders:
 
 
 def runs(layer: Any, src: Any) -> bool:
-    """Whether an encoder layer takes it for an input here and now: what its forward asks, but for rare inputs and hooks."""
+    """Whether an encoder layer takes it for an input here and now, by what its forward asks of both."""
     if layer.training or not isinstance(src, Tensor) or graded(layer, src):
         return False
     attention = layer.self_attn

@@ -21,7 +21,6 @@ from ..fusing.rewrite import copied
 from ..fusing.sites import Site, find_sites
 from .written import WrittenSite, in_steps, written_sites
 
-
 NOTHING = (
     "it calls no LayerNorm, no RMSNorm and no add_norm that is seen: one whose norm has learned numbers of its own, as "
     "dyt and derf in AddNorm and Stack, runs as plain torch"

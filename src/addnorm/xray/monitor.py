@@ -36,8 +36,8 @@ class Monitor:
     - ``gamma_gradient_norm``: |weight.grad| after the backward, what was accumulated before included; of a weight that
       the model computes, its gradient in this backward.
 
-    Attach it to what is called: to the result of ``torch.compile(model)``, and after `addnorm.fuse`, which may be undone
-    before or after `close`. Sums are in float32 and stay on the device until they are logged.
+    Attach it to what is called: to the result of ``torch.compile(model)``, and after `addnorm.fuse`, which may be
+    undone before `close` or after it. Sums are in float32 and stay on the device until they are logged.
 
     Args:
         model: The module whose calls are counted.

@@ -117,8 +117,8 @@ class Tokens:
 
     @cached_property
     def statistics(self) -> Tensor:
-        """Those of the norm, without eps. Of one that divides, the last is 1 / sqrt(v), and those before it add up to the
-        mean that it subtracts."""
+        """Those of the norm, without eps. Of one that divides, the last is 1 / sqrt(v), and those before it add up to
+        the mean that it subtracts."""
         return policy(self.kind.norm).statistics(self.z, 0.0)
 
     @property

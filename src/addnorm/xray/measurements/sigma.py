@@ -12,7 +12,8 @@ TIMES = 10  # eps
 
 
 class Sigma(Measurement):
-    """v is the biased variance of a token's sum, for RMSNorm the mean square, for others what they divide by, squared."""
+    """v is the biased variance of a token's sum, for RMSNorm the mean square; in general v + eps is
+    what the norm divides by, squared."""
 
     name = "sigma"
     title = "rows ruled by eps"
