@@ -136,10 +136,9 @@ def test_a_stdout_that_takes_nothing(command: list[str], full: bool, saved: Path
     else:
         reader, stdout = os.pipe()
         os.close(reader)
-    filled = [str(saved) if word == "SAVED" else word for word in command]
-    done = subprocess.run(
-        [sys.executable, "-m", "addnorm", *filled], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
-    )
+    filled = [sys.executable, "-m", "addnorm", *(str(saved) if word == "SAVED" else word for word in command)]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(filled, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, env=buffered)
     os.close(stdout)
     told = "addnorm: can not write the result: No space left on device\n" if full else ""
     assert (done.returncode, done.stderr) == (int(full), told)
