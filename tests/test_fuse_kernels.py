@@ -13,8 +13,9 @@ from torch.nn import functional as F  # noqa: N812
 
 import addnorm
 from addnorm.backends import native
-from addnorm.backends.native import EXTENSION
 from addnorm.fusing import fuse
+
+from .support.kernels import needs_kernels
 
 REASON = "the C++ extension is not built; torch 9.9 is running"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # Inductor's own imports
@@ -62,7 +63,7 @@ def test_a_pass_leaves_the_sites_to_inductor() -> None:
     assert REASON in {site.norm: site.reason for site in found.report.sites}["norm"]
 
 
-@pytest.mark.skipif(EXTENSION is None, reason="there are no kernels")
+@needs_kernels
 def test_with_kernels_they_are_fused() -> None:
     with fuse(model := Sublayer()) as handle:
         model(torch.randn(2, 3, 16))

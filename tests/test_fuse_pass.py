@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._inductor.utils import fresh_cache
 
 import addnorm
+from addnorm.backends import native
 from addnorm.fusing import inductor
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # Inductor's own imports
@@ -107,9 +108,12 @@ def test_a_gain_that_is_no_weight_stays_outside(gain: Tensor) -> None:
     assert (fuse_pass.fused, fuse_pass.native) == (1, 0)
 
 
-def test_the_hash_follows_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hash_follows_the_sources_and_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     before = addnorm.FusePass().uuid()
     assert addnorm.FusePass().uuid() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "REASON", "no kernels")
+        assert addnorm.FusePass().uuid() != before
     monkeypatch.setattr(inductor, "SOURCES", inductor.SOURCES[1:])
     inductor.get_hash_for_files.cache_clear()
     assert addnorm.FusePass().uuid() != before

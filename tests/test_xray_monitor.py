@@ -13,6 +13,7 @@ import addnorm
 from addnorm import Monitor
 
 from .support.faulty import WIDTH, Post, Pre
+from .support.kernels import needs_kernels
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
 
@@ -61,6 +62,7 @@ def test_what_is_logged_is_right() -> None:
         assert numbers[f"sites.0.norm/{name}"] == pytest.approx(value.item(), rel=1e-5), name
 
 
+@needs_kernels
 @pytest.mark.parametrize("how", ["plain", "fused", "compiled", "compiled in place"])
 def test_sampled_steps_say_the_same_and_the_rest_is_untouched(how: str) -> None:
     model, seen = Post(2), []
@@ -171,6 +173,7 @@ def test_a_hook_that_comes_late_is_heard_in_a_sampled_pass() -> None:
         assert torch.allclose(model(**data), model._call_impl(**data), atol=1e-5)
 
 
+@needs_kernels
 @pytest.mark.parametrize("first", ["undo", "close"])
 def test_a_fused_model_may_be_undone_under_its_monitor(first: str) -> None:
     model, seen = Post(1), []

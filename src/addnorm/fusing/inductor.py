@@ -10,6 +10,7 @@ from typing import Any
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, GraphModule, Node
 
+from ..backends import native
 from ..functional import add_norm, add_norm_stream
 from .dropout import draw_faster
 from .kernels import taken
@@ -100,7 +101,7 @@ class FusePass(CustomGraphPass):
 
     def uuid(self) -> Any:
         """A hash of what decides the rewriting, for Inductor's cache of compiled code."""
-        return get_hash_for_files(SOURCES)
+        return get_hash_for_files(SOURCES, extra=native.REASON)
 
 
 def path(node: Node) -> str:
