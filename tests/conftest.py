@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from .support.kernels import needs_kernels
+
 settings.register_profile("addnorm", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("addnorm")
 
@@ -28,6 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name.startswith("test_fus") and item.path.name != "test_fuse_kernels.py":
+            item.add_marker(needs_kernels)
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

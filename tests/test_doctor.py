@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 import types
+from pathlib import Path
 
 import pytest
 import torch
 
-from addnorm import doctor
+from addnorm import doctor, machine
 from addnorm.backends import native
 
 
@@ -42,6 +43,15 @@ def test_missing_extras_are_named_with_their_remedy(monkeypatch: pytest.MonkeyPa
     seen = doctor.diagnose()
     assert seen.extras["bench"] == ("no_such_package",)
     assert "extra bench   lacks no_such_package: pip install 'addnorm[bench]'" in str(seen)
+
+
+def test_a_machine_that_does_not_tell_of_its_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CACHES", tmp_path)
+    for index, names in enumerate((("level", "type"), ("level", "type", "size"))):
+        (tmp_path / f"index{index}").mkdir()
+        for name in names:
+            (tmp_path / f"index{index}" / name).write_text(f"{index}\n")
+    assert machine.caches() == {"L1": "1"}
 
 
 def test_it_is_json_ready() -> None:

@@ -12,10 +12,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "addnorm"
 FLOORS = {
-    "call": 0, "plain": 0, "rng": 0, "words": 0, "clock": 0, "cuda_clock": 1, "plot": 0, "arguments": 1, "norms": 1,
-    "outputs": 1, "reference": 2, "checked": 2, "backends": 3, "machine": 4, "again": 4, "ops": 5, "functional": 6,
-    "modules": 7, "placements": 8, "stack": 9, "fusing": 9, "xray": 10, "claims": 10, "bench": 10, "demo": 10,
-    "comparison": 10, "doctor": 11, "report": 11, "cli": 12,
+    "call": 0, "plain": 0, "rng": 0, "words": 0, "clock": 0, "plot": 0, "progress": 0, "as_json": 0,
+    "cuda_clock": 1, "arguments": 1, "norms": 1, "outputs": 1,
+    "reference": 2, "checked": 2, "backends": 3, "machine": 4, "again": 4, "ops": 5, "functional": 6, "modules": 7,
+    "placements": 8, "stack": 9, "fusing": 9, "xray": 10, "claims": 10, "bench": 10, "demo": 10, "comparison": 10,
+    "doctor": 11, "report": 11, "cli": 12,
 }  # fmt: skip
 MAY_MEET = ("table", "__init__")  # the files of a folder that import its members
 SHARED = ("base", "native")  # the files of a folder that its members import

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from addnorm.fusing import fuse
-from addnorm.fusing.base import PLACE
+from addnorm.fusing.place import PLACE
 
 WIDTH = 8
 

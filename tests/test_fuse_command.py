@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from addnorm import cli
+from addnorm.demo import pair
 
 LAYERS = 2
 WORDS = ("[PAD]", "[UNK]", "the", "cat", "sat", "on", "a", "mat", "dog")
@@ -50,6 +51,17 @@ def test_a_local_model(options: list[str], folder: Path, capsys: pytest.CaptureF
     assert 0 < found["gradient_error"]["after"] < 1e-5
     assert found["speedup"] == found["seconds"]["before"] / found["seconds"]["after"]
     assert "encoder.layer.1.output.LayerNorm" in page.read_text()
+
+
+def test_an_error_of_the_librarys_own_is_not_laid_to_the_arguments(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("inside")
+
+    monkeypatch.setattr(pair, "fuse", broken)
+    with pytest.raises(ValueError, match="inside"):
+        cli.main(["fuse", str(folder), "--json"])
 
 
 def test_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,6 +139,20 @@ def test_a_model_of_something_else_than_text(folder: Path, capsys: pytest.Captur
     transformers.ViTModel(config).save_pretrained(folder)
     assert cli.main(["fuse", str(folder), "--json"]) == 2
     assert "holds a ViTModel, which takes pixel_values, not text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fuse", "inspect"])
+def test_an_encoder_with_a_decoder(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        vocab_size=len(WORDS), d_model=32, d_kv=16, d_ff=48, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    transformers.T5Model(config).save_pretrained(folder)
+    assert cli.main([command, str(folder), "--text", str(folder / "text"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    if command == "inspect":
+        padding = {site["site"].partition(".")[0]: site["padding"] for site in found["sites"]}
+        assert padding == {"encoder": 3, "decoder": 3}  # of 6 and 3 words
 
 
 def test_a_model_that_lacks_words_of_its_tokenizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,17 @@ def test_a_replica_for_data_parallel_is_refused() -> None:
     model._replicate_for_data_parallel()
 
 
+def test_an_example_is_tried_on_a_fused_model_too() -> None:
+    model = Block()
+    handle = fuse(model)
+    assert not handle.report.complete
+    assert fuse(model, example=torch.randn(3, 16)) is handle
+    assert handle.report.complete
+    with pytest.raises(RuntimeError):
+        fuse(model, example=torch.randn(3, 17))
+    assert "(undone)" not in repr(handle)
+
+
 def test_a_handle_says_that_it_was_undone() -> None:
     handle = fuse(Block())
     assert "(undone)" not in repr(handle)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from addnorm.fusing import fuse
 
@@ -126,6 +128,31 @@ def test_replaced_parts_run() -> None:
         model(**inputs)
         assert seen == ["dense"]
     assert (changed - model(**inputs)[0]).abs().max() < 1e-5 * changed.abs().max()
+
+
+def silu() -> nn.Module:
+    return nn.TransformerEncoderLayer(16, 2, 16, batch_first=True, activation=F.silu)
+
+
+def odd() -> nn.Module:
+    return nn.TransformerEncoderLayer(15, 3, 16, batch_first=True)
+
+
+@pytest.mark.parametrize("build", [silu, odd])
+def test_torchs_fast_path_is_named_only_where_it_runs(build: Callable[[], nn.Module]) -> None:
+    model = build().eval()
+    x = torch.randn(2, 5, model.linear1.in_features)
+    with torch.no_grad(), fuse(model, mode="modules", example=x) as handle:
+        after = model(x)
+        assert (after - model._call_impl(x)).abs().max() < 1e-5
+    assert handle.report.fused == 2, str(handle.report)
+
+
+def test_frozen_it_runs_but_for_an_input_that_wants_a_gradient() -> None:
+    model = nn.TransformerEncoderLayer(16, 2, 16, batch_first=True).eval().requires_grad_(False)
+    with fuse(model, mode="modules") as handle:
+        model(torch.randn(2, 5, 16, requires_grad=True))
+    assert handle.report.fused == 2, str(handle.report)
 
 
 def test_what_differs_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

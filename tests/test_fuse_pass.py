@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._inductor.utils import fresh_cache
 
 import addnorm
+from addnorm.backends import native
 from addnorm.fusing import inductor
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # Inductor's own imports
@@ -90,9 +91,29 @@ def test_norms_that_share_a_sum() -> None:
     assert [site.fused for site in fuse_pass.report.sites] == [True, False]
 
 
-def test_the_hash_follows_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gain", [torch.ones(1), torch.ones(32, dtype=torch.int64)])
+def test_a_gain_that_is_no_weight_stays_outside(gain: Tensor) -> None:
+    class Gained(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("gain", gain)
+            self.register_buffer("shift", gain)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = x + nn.functional.dropout(torch.tanh(x), 0.1)
+            return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6) * self.gain + self.shift
+
+    fuse_pass = addnorm.FusePass()
+    torch.compile(Gained(), options={"pre_grad_custom_pass": fuse_pass})(torch.randn(2, 5, 32))
+    assert (fuse_pass.fused, fuse_pass.native) == (1, 0)
+
+
+def test_the_hash_follows_the_sources_and_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     before = addnorm.FusePass().uuid()
     assert addnorm.FusePass().uuid() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "REASON", "no kernels")
+        assert addnorm.FusePass().uuid() != before
     monkeypatch.setattr(inductor, "SOURCES", inductor.SOURCES[1:])
     inductor.get_hash_for_files.cache_clear()
     assert addnorm.FusePass().uuid() != before

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from addnorm.fusing import fuse, handle, modules
-from addnorm.fusing.base import PLACE, FusedCall, put
+from addnorm.fusing.base import FusedCall
 from addnorm.fusing.measured import NARROW
 from addnorm.fusing.modules import LocalCall
+from addnorm.fusing.place import PLACE, put
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*"),  # Inductor's own imports

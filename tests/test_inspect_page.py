@@ -28,7 +28,7 @@ def browser(found: Inspection, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("inspect")
     with chromium(folder / "profile") as opened:
         html = folder / "page.html"
-        page.write(report.document(found), html)
+        html.write_text(page.render(report.document(found)))
         opened.get(html.as_uri())
         yield opened
 

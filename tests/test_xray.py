@@ -19,6 +19,7 @@ from addnorm.xray.base import Rule, Urgency
 from addnorm.xray.measurements import MEASUREMENTS
 
 from .support.faulty import WIDTH, Leaking, Post, Pre
+from .support.kernels import needs_kernels
 
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
 
@@ -158,6 +159,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert model.sites[1].linear.weight.grad is None
 
 
+@needs_kernels
 def test_a_fused_model_gives_the_same_and_stays_fused(model: Pre, found: Inspection) -> None:
     twin = copy.deepcopy(model)
     with addnorm.fuse(twin) as handle:

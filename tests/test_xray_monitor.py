@@ -13,6 +13,7 @@ import addnorm
 from addnorm import Monitor
 
 from .support.faulty import WIDTH, Post, Pre
+from .support.kernels import needs_kernels
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
 
@@ -61,6 +62,7 @@ def test_what_is_logged_is_right() -> None:
         assert numbers[f"sites.0.norm/{name}"] == pytest.approx(value.item(), rel=1e-5), name
 
 
+@needs_kernels
 @pytest.mark.parametrize("how", ["plain", "fused", "compiled", "compiled in place"])
 def test_sampled_steps_say_the_same_and_the_rest_is_untouched(how: str) -> None:
     model, seen = Post(2), []
@@ -160,3 +162,110 @@ def test_a_second_monitor_is_refused() -> None:
     model = Pre(1)
     with Monitor(model, every=1, log=print), pytest.raises(ValueError, match="has a monitor already"):
         Monitor(model, every=1, log=print)
+
+
+def test_a_hook_that_comes_late_is_heard_in_a_sampled_pass() -> None:
+    model, data = Pre(1), batch()
+    with Monitor(model, every=1, log=[].append):
+        plain = model(**data)
+        model.sites[0].norm.register_forward_hook(lambda *arguments: 2 * arguments[2])
+        assert not torch.equal(model(**data), plain)
+        assert torch.allclose(model(**data), model._call_impl(**data), atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("first", ["undo", "close"])
+def test_a_fused_model_may_be_undone_under_its_monitor(first: str) -> None:
+    model, seen = Post(1), []
+    handle = addnorm.fuse(model)
+    monitor = Monitor(model, every=1, log=seen.append)
+    assert "(undone)" not in repr(handle)
+    assert addnorm.fuse(model) is handle
+    ends = {"undo": handle.undo, "close": monitor.close}
+    ends.pop(first)()
+    assert ("(undone)" in repr(handle)) == (first == "undo")
+    assert "_compiled_call_impl" in model.__dict__
+    model(**batch())
+    (last,) = ends.values()
+    last()
+    assert "(undone)" in repr(handle)
+    assert "_compiled_call_impl" not in model.__dict__
+    assert len(seen) == (first == "undo")
+    model.compile(backend="eager")  # of a fused model an error
+
+
+def test_a_monitored_model_is_not_fused() -> None:
+    model = nn.Sequential(Pre(1))
+    for part, name in ((model, "model"), (model[0], "the model's part 0")):
+        with (
+            Monitor(part, every=1, log=print),
+            pytest.raises(ValueError, match=f"{name} has an addnorm.Monitor"),
+        ):
+            addnorm.fuse(model)
+    addnorm.fuse(model).undo()
+
+
+def test_a_sampled_pass_that_fails_is_not_logged() -> None:
+    class Failing(Post):
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            y = super().forward(x, attention_mask)
+            return y.view(-1, 3 if len(x) == 1 else y.shape[-1])
+
+    model, seen = Failing(2), []
+    with Monitor(model, every=1, log=seen.append):
+        with pytest.raises(RuntimeError):
+            model(torch.randn(1, 4, WIDTH), MASK[:1])
+        model(**batch())
+    assert [numbers["step"] for numbers in seen] == [1]
+
+
+def test_a_branch_of_nothing_upon_a_stream_of_nothing() -> None:
+    """As `inspect` has it: 0."""
+    model, seen = Pre(1), []
+    for p in model.sites[0].parameters():
+        nn.init.zeros_(p)
+    with Monitor(model, every=1, log=seen.append):
+        model(torch.zeros(2, 4, WIDTH), MASK)
+    assert seen[0]["sites.0.norm/residual_ratio"] == 0
+
+
+def test_a_weight_that_is_computed_has_a_gradient() -> None:
+    """Here each layer's weight times a factor of its depth."""
+    seen: list[dict[str, float]] = []
+    stack = addnorm.Stack([nn.Linear(8, 8) for _ in range(4)], 8, placement="layernorm_scaling")
+    with Monitor(stack, every=1, log=seen.append):
+        (stack(torch.randn(2, 5, 8)) ** 3).sum().backward()
+    sites = {name.partition("/")[0] for name in seen[0] if "/" in name}
+    assert sites
+    assert all(seen[0][f"{site}/gamma_gradient_norm"] > 0 for site in sites)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "prms", "scale"])
+def test_sigma_is_what_the_norm_divides_by(norm: str) -> None:
+    class Summed(nn.Module):
+        def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+            return addnorm.add_norm(x, residual, norm=norm)
+
+    model, seen, (x, residual) = Summed(), [], torch.randn(2, 3, 5, 64, dtype=torch.float64)
+    with Monitor(model, every=1, log=seen.append):
+        y = model(x.requires_grad_(), residual)
+    z = x + residual
+    centred = z - z.mean(-1, keepdim=True) if norm == "layer" else z
+    sigma = (centred / y)[..., 0]
+    assert seen[0]["(the model itself)/sigma"] == pytest.approx(sigma.mean().item())
+    (site,) = addnorm.inspect(model, [(x.detach(), residual)]).sites
+    assert site.details["sigma"]["tokens"]["max"] == pytest.approx(sigma.square().sub(1e-5).sqrt().max().item())
+
+
+def test_what_divides_by_nothing_has_no_sigma() -> None:
+    class Bounded(nn.Module):
+        def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+            return addnorm.add_norm(x, residual, norm="dyt")
+
+    model, seen, (x, residual) = Bounded(), [], torch.randn(2, 3, 5, 64)
+    with Monitor(model, every=1, log=seen.append):
+        model(x.requires_grad_(), residual)
+    assert "(the model itself)/amax" in seen[0]
+    assert "(the model itself)/sigma" not in seen[0]
+    (site,) = addnorm.inspect(model, [(x.detach(), residual)]).sites
+    assert (site.values["sigma"], site.values["conditioning"]) == (None, None)

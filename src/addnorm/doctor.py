@@ -23,7 +23,8 @@ EXTRAS = {
 }
 COST = "calls run through plain torch: the same results, several passes over memory, no speed-up"
 REMEDY = (
-    "with a C++20 compiler and this torch at hand: pip install --no-build-isolation --force-reinstall --no-deps addnorm"
+    "with a C++20 compiler and this torch at hand, in the source folder: "
+    "pip install --no-build-isolation --force-reinstall --no-deps ."
 )
 CALLS = ((torch.float32, "cpu"), (torch.bfloat16, "cpu"), (torch.float32, "cuda"), (torch.float32, "meta"))
 

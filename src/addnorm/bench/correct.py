@@ -7,7 +7,7 @@ roundings of the largest value. Then what must hold to the bit: the mask, the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import rng
 from ..call import dropout_threshold
 from ..functional import add_norm_stream
+from ..progress import Progress
 from .agree import FEW, SLACK
 
 BACKEND = "triton"
@@ -28,8 +29,6 @@ FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 WIDTHS = (1, 7, 64, 100, 128, 256, 257, 768, 1024, 1031, 2048, 4096, 5120, 7168, 8192, 9001, 12288, 16384, 20000, 40000)
 WIDEST = 131072
 SETTINGS: Any = torch.utils.deterministic
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from ..backends.triton import obstacle
 from ..clock import interleaved
 from ..cuda_clock import CudaClock
+from ..progress import Progress
 from . import correct
 from .cases import Case
 from .contenders import CONTENDERS, Contender
@@ -21,7 +22,6 @@ from .floor import candidates, device_copy, same_shape_copy
 from .results import COPY, FLOOR
 
 Calls = Mapping[str, Callable[[], object]]
-Progress = Callable[[str, int, int], None]  # of what is under way, steps done, steps in all
 
 ROUNDS = 25
 BUDGET = 1.5  # seconds of samples per case; large cases get fewer rounds

@@ -9,11 +9,12 @@ import torch
 
 from .. import machine
 from ..functional import explain_dispatch
+from ..progress import Progress
 from . import inputs
 from .agree import failure, objections
 from .cases import Case
 from .contenders import Contender, Entry, RefusalError
-from .devices import DEVICES, ROUNDS, Device, Progress
+from .devices import DEVICES, ROUNDS, Device
 from .inputs import Inputs
 from .masks import seeded
 from .results import FLOOR, Measurement, Results

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..progress import Progress
 from .base import Claim, Evidence
 
 
@@ -21,7 +22,7 @@ class Explanation:
         return {"claims": [claim.to_dict(evidence) for claim, evidence in self.claims]}
 
 
-def explain(claims: Sequence[Claim], progress: Callable[[str, int, int], None], seed: int = 0) -> Explanation:
+def explain(claims: Sequence[Claim], progress: Progress, seed: int = 0) -> Explanation:
     """Each claim's experiment in turn: seconds each on a CPU, the same numbers for the same seed.
 
     On one thread: the tensors are small, and threads that wait for each other on a busy machine cost many times what

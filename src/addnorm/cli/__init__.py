@@ -1,14 +1,13 @@
 """The command line: ``addnorm COMMAND``.
 
 Results go to stdout and progress to stderr; with ``--json`` stdout is one JSON object. Exit codes: 0 done, 1 failed,
-2 wrong arguments. A command is a file with ``TEXT``, ``add_arguments(parser)`` and ``run(args)``; what it needs is
-imported when it runs.
+2 wrong arguments, 130 interrupted. A command is a file with ``TEXT``, ``add_arguments(parser)`` and ``run(args)``; what
+it needs is imported when it runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +15,7 @@ from ..machine import version
 from .errors import CommandError, UsageError
 from .table import COMMANDS
 
-EPILOG = "exit codes: 0 done, 1 failed, 2 wrong arguments"
+EPILOG = "exit codes: 0 done, 1 failed, 2 wrong arguments, 130 interrupted"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,8 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("addnorm: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of stdout, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

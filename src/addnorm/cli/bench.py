@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from ..bench import Case, Results
     from ..report.document import Document
 
+MEASURING = ("device", "quick", "only", "threads")  # options of a measurement
 TEXT = "Add & Norm against torch eager, torch.compile, other libraries and the speed of memory"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu",
-        help="cuda: first whether the kernels are right on the card, then the clock; Liger, fla, quack if installed",
+        "--device", choices=("cpu", "cuda"),
+        help="cpu by default; cuda: first whether its kernels are right, then times; Liger, fla, quack if installed",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="fewer cases, in a tenth of the time")
     parser.add_argument("--only", metavar="WORDS", default="", help="only cases with all these words: '4096x768 fp32'")
@@ -46,7 +47,10 @@ def positive(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_output(args, plain=args.device == "cuda")  # which runs with torch alone
+    given = [option for option in MEASURING if getattr(args, option)]
+    if args.load and given:
+        raise UsageError(f"--load measures nothing: it does not go with --{' and --'.join(given)}")
+    check_output(args, plain=args.device == "cuda" or args.load is not None)  # what runs with torch alone
     results = load(args.load) if args.load else measure(args)
     if args.out:
         write(args.out, json_text(results.to_dict()))
@@ -72,11 +76,12 @@ def measure(args: argparse.Namespace) -> Results:
     from ..bench.run import run
 
     lists = {"cpu": (bench.full, bench.quick), "cuda": (bench.cuda_full, bench.cuda_quick)}
-    device = bench.DEVICES[args.device]
+    name = args.device or "cpu"
+    device = bench.DEVICES[name]
     missing = device.missing()
     if missing:
-        raise CommandError(f"--device {args.device}: {missing}")
-    cases = chosen(lists[args.device][args.quick](), args.only, "--quick --only" if args.quick else "--only")
+        raise CommandError(f"--device {name}: {missing}")
+    cases = chosen(lists[name][args.quick](), args.only, "--quick --only" if args.quick else "--only")
     if args.threads:
         torch.set_num_threads(args.threads)
     warn_if_busy()

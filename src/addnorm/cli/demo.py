@@ -20,12 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_output(args)
+    from ..demo.folder import UnusableError
     from ..demo.run import run
 
     try:
         with progress(args) as report_progress:
             result = run(report_progress)
-    except (ImportError, ValueError) as error:
+    except (ImportError, UnusableError) as error:
         raise CommandError(str(error)) from error
 
     def document() -> Document:

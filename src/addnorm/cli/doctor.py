@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .output import json_text
+from .output import json_text, stdout
 
 TEXT = "what is built and what runs here, and which backend a call takes"
 
@@ -17,4 +17,5 @@ def run(args: argparse.Namespace) -> None:
     from ..doctor import diagnose
 
     diagnosis = diagnose()
-    print(json_text(diagnosis.to_dict()) if args.json else diagnosis)
+    with stdout():
+        print(json_text(diagnosis.to_dict()) if args.json else diagnosis)

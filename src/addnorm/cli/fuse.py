@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     check_output(args)
     from ..demo import local
+    from ..demo.folder import UnusableError
 
     lines = None if args.text is None else read(args.text)
     try:
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
             result = local.run(args.model, lines, training=args.train, progress=report_progress)
     except ImportError as error:
         raise CommandError(str(error)) from error
-    except ValueError as error:
+    except UnusableError as error:
         raise UsageError(str(error)) from error
 
     def document() -> Document:

@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..progress import Progress
 from ..words import count
 from .errors import CommandError, UsageError
-from .output import Progress, add_model, add_output, check_output, deliver, progress, read
+from .output import add_model, add_output, check_output, deliver, progress, read
 
 if TYPE_CHECKING:
     from ..report.document import Document
@@ -53,7 +54,7 @@ def pairs(path: Path) -> list[str]:
 def inspected(name: str | None, sentences: list[str] | None, report_progress: Progress) -> Inspection:
     """The model, run over the text, forward and backward."""
     from ..demo import minilm
-    from ..demo.folder import check_installed, folder_of, load, pair_loss
+    from ..demo.folder import UnusableError, batch_of, check_installed, folder_of, load, pair_loss
     from ..demo.pair import check_runs
     from ..xray import inspect
 
@@ -61,17 +62,17 @@ def inspected(name: str | None, sentences: list[str] | None, report_progress: Pr
         check_installed()
         model, tokenizer = minilm.load() if name is None else load(folder_of(name))
         sentences = sentences or minilm.load_sentences()
-        check_runs(model, tokenizer(sentences[:2]))
+        check_runs(model, batch_of(model, tokenizer, sentences[:2]))
     except ImportError as error:
         raise CommandError(str(error)) from error
-    except (ValueError, OSError) as error:
+    except (UnusableError, OSError) as error:
         raise UsageError(str(error)) from error
 
     def batches() -> Iterator[Any]:
         parts = grouped(sentences)
         for done, part in enumerate(parts):
             report_progress("inspect", done, len(parts))
-            yield tokenizer(part)
+            yield batch_of(model, tokenizer, part)
 
     try:
         return inspect(model, batches(), loss=pair_loss)

@@ -6,19 +6,19 @@ import argparse
 import contextlib
 import importlib.util
 import json
-import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..as_json import finite
+from ..progress import Progress
 from .errors import CommandError, UsageError
 
 if TYPE_CHECKING:
     from ..report.document import Document
-
-Progress = Callable[[str, int, int], None]  # of what is under way, steps done, steps in all
 
 
 def add_output(parser: argparse.ArgumentParser) -> Any:
@@ -93,19 +93,31 @@ def show(
     markdown: Callable[[], str] | None,
 ) -> None:
     """On stdout, in the form that was asked for."""
-    if args.json:
-        print(json_text(data))
-    elif markdown is not None:
-        print(markdown())
-    elif importlib.util.find_spec("rich") is None:
-        from ..report import plain
+    with stdout():
+        if args.json:
+            print(json_text(data))
+        elif markdown is not None:
+            print(markdown())
+        elif importlib.util.find_spec("rich") is None:
+            from ..report import plain
 
-        print(plain.text(document()))
-    else:
-        from ..report import terminal
+            print(plain.text(document()))
+        else:
+            from ..report import terminal
 
-        terminal.show(document())
-    sys.stdout.flush()  # so that a reader who is gone is met here, not at the interpreter's end
+            terminal.show(document())
+
+
+@contextlib.contextmanager
+def stdout() -> Iterator[None]:
+    """What is printed meanwhile has arrived at the end; a reader who is gone, `head` say, has seen enough."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter's end still writes
+        if not isinstance(error, BrokenPipeError):
+            raise CommandError(f"can not write the result: {error.strerror}") from error
 
 
 def write(path: Path, text: str) -> None:
@@ -116,23 +128,17 @@ def write(path: Path, text: str) -> None:
             return
         path = path.resolve()
         part = path.with_name(f".{path.name}.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise CommandError(f"can not write {path}: {error.strerror}") from error
 
 
 def json_text(data: Any) -> str:
     return json.dumps(finite(data), indent=1, allow_nan=False, ensure_ascii=False)
-
-
-def finite(data: Any) -> Any:
-    """The same with null for NaN and infinity, which JSON does not have."""
-    if isinstance(data, dict):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 @contextlib.contextmanager

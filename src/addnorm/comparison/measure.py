@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from ..machine import describe
 from ..placements import PLACEMENTS
+from ..progress import Progress, silent
 from . import toy
 from .result import Comparison, Row
 from .traffic import traffic
 
-Progress = Callable[[str, int, int], None]
 GRADIENT_SEED = 0
-
-
-def silent(label: str, done: int, total: int) -> None:
-    """No progress."""
 
 
 def compare(

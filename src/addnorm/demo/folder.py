@@ -19,6 +19,10 @@ LONGEST = 256  # tokens that are kept of a sentence
 Batch = dict[str, Tensor]
 
 
+class UnusableError(ValueError):
+    """What was given holds no model, or no text, that can be used."""
+
+
 def check_installed(packages: Sequence[str] = PACKAGES) -> None:
     """
     Raises:
@@ -33,23 +37,23 @@ def folder_of(name: str) -> Path:
     """The folder of a model, given itself or as a package that carries one.
 
     Raises:
-        ValueError: no such folder or package, no model in it, or only a pickled one, which could run code.
+        UnusableError: no such folder or package, no model in it, or only a pickled one, which could run code.
     """
     path = Path(name)
     if not path.is_dir():
         spec = importlib.util.find_spec(name) if name.isidentifier() else None
         if spec is None or spec.origin is None:
-            raise ValueError(f"{name} is neither a folder nor an installed package")
+            raise UnusableError(f"{name} is neither a folder nor an installed package")
         found = sorted(Path(spec.origin).parent.rglob("config.json"))
         if not found:
-            raise ValueError(f"the package {name} carries no model: no config.json in it")
+            raise UnusableError(f"the package {name} carries no model: no config.json in it")
         path = max((file.parent for file in found), key=lambda each: any(each.glob("*.safetensors")))
     if not (path / "config.json").exists():
-        raise ValueError(f"{path} holds no model: no config.json")
+        raise UnusableError(f"{path} holds no model: no config.json")
     if not any(path.glob("*.safetensors")):
         pickled = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
         what = f"only {', '.join(pickled)}, a pickle, which could run code" if pickled else "no weights"
-        raise ValueError(f"{path} holds {what}: *.safetensors is needed")
+        raise UnusableError(f"{path} holds {what}: *.safetensors is needed")
     return path
 
 
@@ -60,7 +64,7 @@ def load_model(path: Path) -> Any:
     copies that a model is timed against.
 
     Raises:
-        ValueError: what the folder holds is no model that transformers can load without running the folder's code.
+        UnusableError: what the folder holds is no model that transformers can load without running the folder's code.
     """
     from safetensors import SafetensorError
     from transformers import AutoModel
@@ -69,14 +73,14 @@ def load_model(path: Path) -> Any:
     try:
         return copy.deepcopy(AutoModel.from_pretrained(str(path), **options)).eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{path} can not be loaded: {error}") from error
+        raise UnusableError(f"{path} can not be loaded: {error}") from error
 
 
 class Tokenizer:
     """Sentences to a model's inputs, padded to the longest, by the folder's tokenizer.json.
 
     Raises:
-        ValueError: there is none, or it can not be read.
+        UnusableError: there is none, or it can not be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,11 +88,11 @@ class Tokenizer:
 
         file = path / "tokenizer.json"
         if not file.exists():
-            raise ValueError(f"{path} has no tokenizer.json: the text can not be read")
+            raise UnusableError(f"{path} has no tokenizer.json: the text can not be read")
         try:
             self.fast: Any = Fast.from_file(str(file))
         except Exception as error:  # it has no kind of its own
-            raise ValueError(f"{file} can not be read: {error}") from error
+            raise UnusableError(f"{file} can not be read: {error}") from error
         self.fast.enable_truncation(LONGEST)
         self.fast.enable_padding()
 
@@ -104,12 +108,20 @@ def load(path: Path) -> tuple[Any, Tokenizer]:
     """The model of text in a folder, in eval mode, and its tokenizer.
 
     Raises:
-        ValueError: what the folder holds can not be loaded, or takes something else than text.
+        UnusableError: what the folder holds can not be loaded, or takes something else than text.
     """
     model = load_model(path)
     if model.main_input_name != "input_ids":
-        raise ValueError(f"{path} holds a {type(model).__name__}, which takes {model.main_input_name}, not text")
+        raise UnusableError(f"{path} holds a {type(model).__name__}, which takes {model.main_input_name}, not text")
     return model, Tokenizer(path)
+
+
+def batch_of(model: Any, tokenizer: Tokenizer, sentences: Sequence[str]) -> Batch:
+    """Sentences as a model's inputs; a decoder beside an encoder is given them too."""
+    found = tokenizer(sentences)
+    if not getattr(model.config, "is_encoder_decoder", False):
+        return found
+    return {**found, **{f"decoder_{name}": value for name, value in found.items()}}
 
 
 def embeddings(hidden: Tensor, batch: Batch) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ..progress import Progress, silent
+from .folder import UnusableError
 from .minilm import load_sentences
-from .pair import Progress, load_pair, machine, measure, projection, silent, verify
+from .pair import load_pair, machine, measure, projection, verify
 from .result import Fused
 
 SENTENCES = 16  # of the text, in one batch
@@ -21,10 +23,10 @@ def run(name: str, lines: list[str] | None, *, training: bool, progress: Progres
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: no model that can be loaded without running its code, or no text.
+        UnusableError: no model that can be loaded without running its code, or no text.
     """
     if lines == []:
-        raise ValueError("the text is empty")
+        raise UnusableError("the text is empty")
     pair = load_pair(name, progress)
     batch = pair.batch((load_sentences() if lines is None else lines)[:SENTENCES])
     errors = verify(pair, batch, projection, progress)

@@ -15,16 +15,12 @@ from torch import Tensor
 from ..clock import interleaved
 from ..fusing import fuse
 from ..machine import cpu_model, version
-from .folder import Batch, Tokenizer, check_installed, folder_of, load
+from ..progress import Progress, silent
+from .folder import Batch, Tokenizer, UnusableError, batch_of, check_installed, folder_of, load
 from .result import Errors, Machine
 
 Loss = Callable[[Any, Batch], Tensor]  # of a model's output for a batch
-Progress = Callable[[str, int, int], None]  # of what is under way, steps done, steps in all
 Step = Callable[[], object]
-
-
-def silent(label: str, done: int, total: int) -> None:
-    """No progress."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +38,8 @@ class Pair:
         return self.handle.report.to_dict()
 
     def batch(self, sentences: Sequence[str]) -> Batch:
-        """Sentences as the model's inputs; a decoder beside an encoder is given them too."""
-        found = self.tokenizer(sentences)
-        both = getattr(self.models["before"].config, "is_encoder_decoder", False)
-        return {**found, "decoder_input_ids": found["input_ids"]} if both else found
+        """Sentences as the model's inputs."""
+        return batch_of(self.models["before"], self.tokenizer, sentences)
 
 
 def load_pair(name: str, progress: Progress = silent) -> Pair:
@@ -53,7 +47,7 @@ def load_pair(name: str, progress: Progress = silent) -> Pair:
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: there is no model of text that can be loaded without running its code.
+        UnusableError: there is no model of text that can be loaded without running its code.
     """
     path = folder_of(name)
     check_installed()
@@ -78,7 +72,7 @@ def verify(pair: Pair, batch: Batch, loss: Loss, progress: Progress = silent) ->
     """Last hidden states and gradients of the original and of the fused model, against float64; without dropout.
 
     Raises:
-        ValueError: the original can not be run on the batch.
+        UnusableError: the original can not be run on the batch.
     """
     check_runs(pair.models["before"], batch)
     found = {}
@@ -95,7 +89,7 @@ def check_runs(model: Any, batch: Batch) -> None:
     try:
         model(**batch)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{type(model).__name__} can not be run on the text: {error}") from error
+        raise UnusableError(f"{type(model).__name__} can not be run on the text: {error}") from error
 
 
 def results(model: Any, batch: Batch, loss: Loss) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import copy
 import time
 
+from ..progress import Progress, silent
 from . import minilm
 from .agreement import QUERIES, agreement, answers, embeddings_of
 from .folder import check_installed, pair_loss
-from .pair import Progress, load_pair, machine, silent, verify
+from .pair import load_pair, machine, verify
 from .result import DemoResult, Model
 from .workload import workload
 

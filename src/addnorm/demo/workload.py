@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..progress import Progress
 from . import sites
 from .folder import Batch, pair_loss
-from .pair import Progress, measure
+from .pair import measure
 from .result import Workload
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from torch.utils._device import DeviceContext
 
 from ..backends import transforms_active
 from ..modules import AddNorm
+from .place import PLACE, InPlace, put, take
 from .report import Outcome, Report
 
-PLACE = "_compiled_call_impl"  # what torch.nn.Module.__call__ calls instead of forward; never copied nor saved
 IGNORED = "__jit_ignored_attributes__"
 HOOKS = {  # where a module keeps its hooks, and how they are called
     "_forward_pre_hooks": "a forward pre-hook",
@@ -30,11 +30,6 @@ HOOKS = {  # where a module keeps its hooks, and how they are called
     "_backward_hooks": "a backward hook",
 }
 NORMS = ("LayerNorm", "RMSNorm")  # how the names of classes of norms end
-PLACES = threading.RLock()  # held while it changes what has which module's place of call
-
-
-class InPlace:
-    """What of ours stands in a module's place of call."""
 
 
 class FusedCall(InPlace, ABC):
@@ -48,7 +43,6 @@ class FusedCall(InPlace, ABC):
         self.handle: Any = None
         self.lock = threading.Lock()  # held while what one pass found is taken over for all
         self._first = True
-        self._before: Any = None  # what had the model's place of call
         self._visible: dict[str, Any] = {}  # what else of ours is in the model's __dict__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -62,12 +56,13 @@ class FusedCall(InPlace, ABC):
 
     def install(self) -> None:
         """Take the model's place of call; under PLACES."""
-        self._before, self._visible = put(self.model, self), visible(self.model, self.mode)
+        put(self.model, self)
+        self._visible = visible(self.model, self.mode)
         self.model.__dict__.update(self._visible)
 
     def remove(self) -> None:
-        """Give the model its own call back, unless another took this one's place; under PLACES."""
-        take(self.model, self, self._before)
+        """Give the model its own call back, unless one that is not ours took this one's place; under PLACES."""
+        take(self.model, self)
         hide(self.model, self._visible)
 
     def complete(self) -> None:
@@ -125,24 +120,6 @@ def compiled_around(name: str) -> None:
         "compile around it",
         stacklevel=2,
     )
-
-
-def put(module: nn.Module, call: Any) -> Any:
-    """Sets what runs in place of a module's call; what did so before, None if nothing."""
-    before = module.__dict__.get(PLACE)
-    module.__dict__[PLACE] = call
-    return before
-
-
-def take(module: nn.Module, call: Any, before: Any) -> bool:
-    """The way back, unless another has taken the place since; whether it was."""
-    if module.__dict__.get(PLACE) is not call:
-        return False
-    if before is None:
-        del module.__dict__[PLACE]
-    else:
-        put(module, before)
-    return True
 
 
 def visible(model: nn.Module, mode: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -16,9 +15,9 @@ from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 
 from .arrays import copy_quietly
-from .base import FusedCall, hook_dicts
+from .base import FusedCall
 from .callers import Callers
-from .captured import Captured
+from .captured import Captured, Unguarded
 from .fast_path import REASON, NestedEncoders
 from .piece import Piece
 
@@ -36,8 +35,6 @@ class EagerCall(FusedCall):
         self._given_up = False  # whether the model can not be captured
         self._turn = threading.RLock()  # whose turn it is to capture: a model may call itself
         self._open: list[Piece] = []
-        self._hooks: list[dict[int, Any]] = []
-        self._kinds: list[type[nn.Module]] = []
         self.callers = Callers(model)
         self._breaks: Counter[str] | None = None  # Dynamo's count of all models' before the first pass
         self._nested = NestedEncoders(model)
@@ -53,7 +50,7 @@ class EagerCall(FusedCall):
             if self._first:
                 self.settle()
             return result
-        version = self.version()
+        version = self._unguarded.version()
         with NOBODY if version in self.entry().done else self._turn:  # others wait for what one captures
             result = self.run(version, *args, **kwargs)
             if self._open or self._first:
@@ -90,10 +87,6 @@ class EagerCall(FusedCall):
         """What runs: captured, or captured when it is called."""
         return self._captured
 
-    def version(self) -> tuple[Hashable, ...]:
-        """What Dynamo's guards do not watch: the hooks there are, by number, and the forwards of the classes."""
-        return *chain.from_iterable(self._hooks), *[kind.forward for kind in self._kinds]
-
     def give_up(self, cause: str) -> None:
         """Run the model as it was from now on."""
         with self.lock:
@@ -105,9 +98,8 @@ class EagerCall(FusedCall):
         warnings.warn(f"addnorm.fuse could not capture {name}, which runs as it was: {cause}", stacklevel=6)
 
     def look_over(self) -> None:
-        """Note the model's modules as they are now: their classes, and where their hooks are kept."""
-        self._hooks = hook_dicts(self.model.modules())
-        self._kinds = list(dict.fromkeys(map(type, self.model.modules())))
+        """Note the model's modules as they are now."""
+        self._unguarded = Unguarded(self.model)
         self.callers.look_over()
 
     def rewrite(self, module: GraphModule, _: list[Any]) -> Callable[..., Any]:

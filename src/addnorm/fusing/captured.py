@@ -6,13 +6,14 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable, Hashable
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from .base import hook_dicts
 from .quiet import Quiet
 
 Backend = Callable[[GraphModule, list[Any]], Callable[..., Any]]
@@ -45,6 +46,18 @@ class Captured:
         result = call(*args, **kwargs)
         self.done.add(version)
         return result
+
+
+class Unguarded:
+    """What Dynamo's guards do not watch in a model's modules, as they are now: their hooks, and their classes' code."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._hooks = hook_dicts(model.modules())
+        self._kinds = list(dict.fromkeys(map(type, model.modules())))
+
+    def version(self) -> tuple[Hashable, ...]:
+        """The hooks there are, by number, and the forwards of the classes."""
+        return *chain.from_iterable(self._hooks), *[kind.forward for kind in self._kinds]
 
 
 QUIET = Quiet(Captured.__call__.__code__)

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
-from .base import PLACE, InPlace
+from .place import PLACE, InPlace, standing
 
 
 def check_model(model: Any) -> None:
     """
     Raises:
         TypeError: it is no module.
-        ValueError: it, or a part of it, has been compiled, or has parameters without values.
+        ValueError: it, or a part of it, has been compiled or has a monitor, or has parameters without values.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -29,6 +29,8 @@ def check_model(model: Any) -> None:
                 f"{what} has been compiled: give the plain model, or compile it with mode='inductor' or an "
                 "addnorm.FusePass()"
             )
+        if objection := next((call.objection for call in standing(part) if call.objection), ""):
+            raise ValueError(f"{what} {objection}")
     for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise ValueError(f"model has no values yet: {path} is on the meta device; load the weights, then fuse")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from .nodes import is_call
@@ -39,6 +40,24 @@ class NestedEncoders:
         return any(not encoder.training and not graded(encoder) for encoder in self.encoders.values())
 
 
-def graded(module: nn.Module) -> bool:
-    """Whether a call here and now would keep what the gradients of the module's parameters need."""
-    return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())
+def runs(layer: Any, src: Any) -> bool:
+    """Whether an encoder layer takes it for an input here and now, by what its forward asks of both."""
+    if layer.training or not isinstance(src, Tensor) or graded(layer, src):
+        return False
+    attention = layer.self_attn
+    return (
+        torch.backends.mha.get_fastpath_enabled()
+        and src.dim() == 3
+        and attention.batch_first
+        and attention.in_proj_bias is not None
+        and attention._qkv_same_embed_dim
+        and attention.num_heads % 2 == 0
+        and bool(layer.activation_relu_or_gelu)
+        and layer.norm1.eps == layer.norm2.eps
+        and not torch.is_autocast_enabled()  # on a GPU, as torch asks
+    )
+
+
+def graded(module: nn.Module, *inputs: Tensor) -> bool:
+    """Whether a call here and now would keep what the gradients of the module's parameters, or of its inputs, need."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *module.parameters()))

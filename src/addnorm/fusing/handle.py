@@ -12,10 +12,11 @@ from torch._dynamo import config
 from torch._dynamo.eval_frame import is_dynamo_supported
 
 from ..call import lookup
-from .base import PLACE, PLACES, FusedCall
+from .base import FusedCall
 from .capture import EagerCall
 from .checks import check_model
 from .modules import ModulesCall
+from .place import PLACES, standing
 from .report import Report
 
 
@@ -60,7 +61,7 @@ class Handle:
         return self._call.report
 
     def undo(self) -> None:
-        """Give the model its own call back. Harmless where that was done before."""
+        """Give the model its own call back, under a `Monitor` too. Harmless where that was done before."""
         with PLACES:
             self._call.remove()
 
@@ -85,7 +86,7 @@ class Handle:
         )
 
     def __repr__(self) -> str:
-        undone = "" if self.model.__dict__.get(PLACE) is self._call else " (undone)"
+        undone = "" if self._call in standing(self.model) else " (undone)"
         return f"{type(self.model).__name__}{undone}: {self.report}"
 
 
@@ -120,7 +121,7 @@ def fuse(
         mode: One of the above.
         example: Inputs (a tensor, a sequence of arguments or a mapping of keyword arguments, as tokenizers give) to run
             the model on at once, without gradients, so that the report is complete; torch's random state is kept. An
-            error of the model's own leaves it as it was.
+            error of the model's own leaves it as it was, fused where it was fused already.
 
     Returns:
         A `Handle`: ``handle.report`` tells of every norm call, ``handle.undo()`` or the end of
@@ -128,8 +129,8 @@ def fuse(
 
     Raises:
         TypeError: model is no module.
-        ValueError: an unknown mode; a model that has been compiled, is TorchScript, has parameters on the meta device,
-            or is fused in another mode.
+        ValueError: an unknown mode; a model that has been compiled, has a `Monitor`, is TorchScript, has parameters on
+            the meta device, or is fused in another mode.
 
     Warns:
         UserWarning: after the first call, if nothing could be fused or the model could not be captured; says why.
@@ -143,23 +144,28 @@ def fuse(
     chosen = automatic() if mode == "auto" else mode
     make = lookup("mode", mode, {"auto": MODES[automatic()], **MODES})
     with PLACES:
-        check_model(model)
-        present = model.__dict__.get(PLACE)
-        if isinstance(present, FusedCall):
-            if mode not in ("auto", present.mode):
-                already = f"model is fused in mode {present.mode!r} already"
-                raise ValueError(f"{already}: undo that first, then mode={chosen!r}")
-            return present.handle
-        call = make(model)
-        call.handle = Handle(model, call)
-        call.install()
+        present = next((call for call in standing(model) if isinstance(call, FusedCall)), None)
+        if present is not None and mode not in ("auto", present.mode):
+            already = f"model is fused in mode {present.mode!r} already"
+            raise ValueError(f"{already}: undo that first, then mode={chosen!r}")
+        call = present or installed(model, make)
     if example is not None:
         try:
             try_out(model, example)
         except BaseException:
-            call.handle.undo()
+            if call is not present:
+                call.handle.undo()
             raise
     return call.handle
+
+
+def installed(model: nn.Module, make: Callable[[nn.Module], FusedCall]) -> FusedCall:
+    """A model's call, fused, in its place."""
+    check_model(model)
+    call = make(model)
+    call.handle = Handle(model, call)
+    call.install()
+    return call
 
 
 def try_out(model: nn.Module, example: Tensor | Sequence[Any] | Mapping[str, Any]) -> None:

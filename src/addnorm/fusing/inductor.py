@@ -10,9 +10,12 @@ from typing import Any
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, GraphModule, Node
 
+from ..backends import native
 from ..functional import add_norm, add_norm_stream
 from .dropout import draw_faster
+from .kernels import taken
 from .measured import inductor_is_faster
+from .nodes import example
 from .report import Outcome, Report
 from .rewrite import put
 from .sites import Site, fusible_sites
@@ -72,7 +75,8 @@ class FusePass(CustomGraphPass):
 
     def objection(self, site: Site) -> str:
         """Why a norm call is no site to be fused; "" if it is one."""
-        return site.reason
+        x = example(site.x)
+        return site.reason if site.reason or x is None else taken(x, norm=site.norm.kind)[1]
 
     def faster(self, site: Site) -> str:
         """Why a site is left to Inductor's own fusion; "" if it is not."""
@@ -97,7 +101,7 @@ class FusePass(CustomGraphPass):
 
     def uuid(self) -> Any:
         """A hash of what decides the rewriting, for Inductor's cache of compiled code."""
-        return get_hash_for_files(SOURCES)
+        return get_hash_for_files(SOURCES, extra=native.REASON)
 
 
 def path(node: Node) -> str:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from ..functional import explain_dispatch
+from .kernels import taken
 from .local import Local
 from .sites import WITHOUT_NUMBERS
-from .trial import SLOW, disagreement
+from .trial import disagreement
 
 ALONE = "the norm alone: a sum before it is made in another module's code, which this mode does not see"
 
@@ -66,9 +66,9 @@ def judged(readings: list[Local], args: Any, kwargs: Any) -> tuple[Local | None,
         reason = next((verdict for case in (own, other) if (verdict := case.verdict(reading)) != ""), "")
         if reason == "":
             part = reading.parts()[0]
-            backend = explain_dispatch(own.before[0], norm=part.kind).chosen
-            if backend == SLOW and not part.folded:
-                return None, "", f"{ALONE}; no kernel takes it alone"
+            backend, objection = taken(own.before[0], norm=part.kind)
+            if objection:
+                return None, "", objection if part.folded else f"{ALONE}; {objection}"
             return reading, backend, ""
     return None, "", reason
 

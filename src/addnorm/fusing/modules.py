@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn.modules import module as module_file
 
-from .base import HOOKS, PLACE, PLACES, FusedCall, InPlace, hook_dicts, is_traced, put, take
+from .base import HOOKS, FusedCall, hook_dicts, is_traced
 from .callers import Pass
 from .judge import ALONE, judged
 from .local import KINDS, Local, Part
 from .measured import ALONE as FAST_ALONE
+from .place import PLACE, PLACES, InPlace, put, take
 from .report import Outcome
 from .trial import UNJUDGED
 
@@ -27,7 +28,6 @@ class ModulesCall(FusedCall):
         found = {path: LocalCall.of(module, path, self) for path, module in model.named_modules()}
         self._calls = {path: call for path, call in found.items() if call is not None}
         self._own = self._calls.pop("", None)  # the model's own, where it is of a kind itself
-        self._befores: dict[str, Any] = {}
         self._at_rest: Any = None
         self._sample: dict[str, Any] = {}  # the parameters of a norm that rests
         self.watching = True  # whether calls are counted and reported: in the first pass
@@ -37,13 +37,14 @@ class ModulesCall(FusedCall):
         super().install()
         if self._own is not None:
             self._own.code = self._own.methods()  # with the forward that is there now
-        self._befores = {path: put(call.module, call) for path, call in self._calls.items()}
+        for call in self._calls.values():
+            put(call.module, call)
 
     def remove(self) -> None:
         super().remove()
-        for path, call in self._calls.items():
+        for call in self._calls.values():
             call.rests = False
-            take(call.module, call, self._befores.get(path))
+            take(call.module, call)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         if self.circumstances() != self._at_rest:
@@ -70,8 +71,8 @@ class ModulesCall(FusedCall):
         matrix products the code that asks has left the caches, and takes longer than a norm of few rows.
         """
         with PLACES:
-            for path, call in self._calls.items():
-                if call.idle and take(call.module, call, self._befores[path]):
+            for call in self._calls.values():
+                if call.idle and take(call.module, call):
                     call.rests = True
         self._sample = next((call.module._parameters for call in self._calls.values() if call.rests), {})
         self._at_rest = self.circumstances()
@@ -80,11 +81,11 @@ class ModulesCall(FusedCall):
         """Put ours back, where no other has taken the place since."""
         self._at_rest = None
         with PLACES:
-            for path, call in self._calls.items():
+            for call in self._calls.values():
                 if not call.rests:
                     continue
                 call.idle = call.rests = False
-                if call.module.__dict__.get(PLACE) is self._befores[path]:
+                if call.module.__dict__.get(PLACE) is call.before:
                     put(call.module, call)
 
     def circumstances(self) -> tuple[Any, ...]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from ..call import DTYPES
+
 CASTS = {"to", "float", "double", "half", "bfloat16", "type", "type_as"}
 
 
@@ -133,9 +135,10 @@ def factor_beside(factor: Node) -> tuple[Node, Node] | tuple[None, None]:
     return product, b if through_casts(a) is factor else a
 
 
-def is_vector(node: Any) -> bool:
-    value = example(node)
-    return value is not None and value.dim() == 1
+def is_vector_of(node: Any, whole: Node) -> bool:
+    """Whether a node has one number for each feature of another, as the weight of its norm has."""
+    value, features = example(node), shape(whole)
+    return value is not None and features is not None and value.dtype in DTYPES and same(shape(node), features[-1:])
 
 
 def between(end: Node, stops: set[Node]) -> set[Node]:

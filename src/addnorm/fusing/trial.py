@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ..functional import add_norm, add_norm_stream, explain_dispatch
+from ..functional import add_norm, add_norm_stream
+from .kernels import taken
 from .measured import torch_is_faster, wants_grad
 from .report import EMPTY, Outcome
 from .rewrite import original
@@ -18,7 +19,6 @@ from .sites import Site
 
 Results = tuple[Tensor, ...]
 UNJUDGED = "there was no finite number to judge it by yet"
-SLOW = "eager"  # the backend in plain torch, which gains nothing where there is no sum
 ROUNDINGS = 8  # of the result's type, beside twice the original's error
 
 
@@ -75,17 +75,17 @@ class Trial:
         """Judge the fused call on these tensors, dropout left out on both sides: its mask is another, as it may be."""
         tensors, beside = (x, residual, weight, bias), self.beside(options)
         sober = {name: value for name, value in options.items() if name != "dropout_p"}
-        backend = ""
+        backend = objection = ""
         try:
             result = self.fused(*tensors, **sober)
-            backend = explain_dispatch(*tensors, **sober).chosen
+            backend, objection = taken(*tensors, **sober)
         except (TypeError, ValueError, RuntimeError) as error:
             reason = f"add_norm refuses it: {error}"
         else:
             before = original(self.site, dropout=False)(*tensors, **beside)
             reason = disagreement(result if self.site.stream else (result,), before, self.truth(tensors, beside))
-        if self.site.plain and reason == "":
-            reason = self.better_left(x, backend, training)
+        if reason == "":
+            reason = self.better_left(x, objection, training)
         if reason is None and x.numel() == 0:  # as will be all that this graph is for: Dynamo captures others anew
             reason = EMPTY
         with self._verdict:
@@ -93,14 +93,12 @@ class Trial:
                 self.reason = reason
             self.note(weight, UNJUDGED if self.reason is None else self.reason, backend)
 
-    def better_left(self, x: Tensor, backend: str, training: bool) -> str:
-        """Why a norm without a sum gains nothing; "" where it does."""
-        norm, reason = self.site.norm, ""
-        if backend == SLOW:
-            reason = "no kernel takes it alone"
-        elif not norm.written:
-            reason = torch_is_faster(norm.kind, x, backward=training)
-        return f"{self.site.reason}; {reason}" if reason else ""
+    def better_left(self, x: Tensor, objection: str, training: bool) -> str:
+        """Why the fused call gains nothing; "" where it does."""
+        site = self.site
+        if site.plain and not site.norm.written:
+            objection = objection or torch_is_faster(site.norm.kind, x, backward=training)
+        return "; ".join(filter(None, (site.reason, objection))) if objection else ""
 
     def note(self, weight: Tensor | None, reason: str, backend: str) -> None:
         """Record what became of the site."""

@@ -21,7 +21,7 @@ from .nodes import (
     is_product,
     is_quotient,
     is_sum,
-    is_vector,
+    is_vector_of,
     only_user,
     squared,
     sum_with_number,
@@ -72,7 +72,7 @@ def written_norm(root: Node) -> NormCall | None:
     result, above = normalised(root)
     if origin is None or result is None:
         return None
-    parts = Affine(result)
+    parts = Affine(result, origin)
     if through_casts(above) is not origin:  # weight * (h - mean) / sqrt(...) has the weight in there
         above = parts.without_weight(above)
     base = through_casts(above) if kind == "rms" else centred(above)
@@ -126,8 +126,8 @@ def normalised(root: Node) -> tuple[Node | None, Any]:
 class Affine:
     """What follows the normalised value: weight, bias and the cast back, taken as long as they are there."""
 
-    def __init__(self, result: Node) -> None:
-        self.result = result
+    def __init__(self, result: Node, origin: Node) -> None:
+        self.result, self.origin = result, origin
         self.weight: Node | None = None
         self.bias: Node | None = None
         self.offset = 0.0
@@ -158,7 +158,7 @@ class Affine:
         a, b = total.args
         bias = b if through_casts(a) is self.result else a
         leaf = through_casts(bias)
-        if is_vector(leaf) and isinstance(bias, Node):
+        if is_vector_of(leaf, self.origin) and isinstance(bias, Node):
             self.bias, self.result = leaf, total
             self.stops.add(bias)
             self.making |= between(bias, {leaf})
@@ -170,7 +170,7 @@ class Affine:
             self.result = user
 
     def is_gain(self, gain: Any) -> bool:
-        return is_vector(self.leaf_of(gain)[0])
+        return is_vector_of(self.leaf_of(gain)[0], self.origin)
 
     def keep_weight(self, gain: Any) -> None:
         leaf, self.offset = self.leaf_of(gain)

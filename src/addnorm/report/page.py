@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -40,10 +39,6 @@ def render(document: Document) -> str:
     return TEMPLATES.get_template("page.html.j2").render(
         document=document, plot=plot, plotlyjs=get_plotlyjs() if drawn else ""
     )
-
-
-def write(document: Document, path: Path) -> None:
-    path.write_text(render(document), encoding="utf-8")
 
 
 def plot(figure: Figure | Plot | Heatmap) -> str:

@@ -76,7 +76,7 @@ class Finding:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"urgency": str(self.urgency)}
+        return {**asdict(self), "urgency": str(self.urgency)}
 
 
 class Measurement(ABC):

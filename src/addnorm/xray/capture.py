@@ -15,11 +15,16 @@ from torch.fx import Graph, GraphModule, Node
 from ..call import Call
 from ..fusing.callers import Callers
 from ..fusing.capture import summary
-from ..fusing.captured import Captured
+from ..fusing.captured import Captured, Unguarded
 from ..fusing.nodes import between, through_casts
 from ..fusing.rewrite import copied
 from ..fusing.sites import Site, find_sites
 from .written import WrittenSite, in_steps, written_sites
+
+NOTHING = (
+    "it calls no LayerNorm, no RMSNorm and no add_norm that is seen: one whose norm has learned numbers of its own, as "
+    "dyt and derf in AddNorm and Stack, runs as plain torch"
+)
 
 
 @dataclass(frozen=True)
@@ -79,14 +84,14 @@ class ProbedCall:
     """
 
     def __init__(self, model: nn.Module, probe: Probe) -> None:
-        self._name = type(model).__name__
+        self._model = model
         self._probes = Probes(model, probe)
         self._breaks = Counter(counters["graph_break"])
         self._captured = Captured(model, self._probes.probed)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._probes.callers.now.start()
-        return self._captured(None, *args, **kwargs)
+        return self._captured(Unguarded(self._model).version(), *args, **kwargs)
 
     @property
     def skipped(self) -> dict[Place, str]:
@@ -99,8 +104,8 @@ class ProbedCall:
     def no_site(self) -> str:
         """What to say of a model in which none was found."""
         reasons = [f"{place}: {reason}" for place, reason in self.skipped.items()] + list(self.breaks)
-        why = "; ".join(reasons) or "it calls no LayerNorm, no RMSNorm and no add_norm"
-        return f"no Add & Norm site found in {self._name}: {why}"
+        why = "; ".join(reasons) or NOTHING
+        return f"no Add & Norm site found in {type(self._model).__name__}: {why}"
 
 
 class Probes:

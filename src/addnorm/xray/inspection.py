@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..as_json import finite
 from ..words import count
 from .base import Finding, Urgency
 from .measurements import MEASUREMENTS
@@ -74,12 +74,13 @@ class Inspection:
         return tuple(finding for finding in self.findings if finding.site == chosen)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, the measurements explained."""
+        """JSON-ready, the measurements explained. What is NaN or infinite is None, as what was not measured is."""
         found = asdict(self)
-        found["first"] = [asdict(finding) for finding in self.first]
+        found["findings"] = [finding.to_dict() for finding in self.findings]
+        found["first"] = [finding.to_dict() for finding in self.first]
         found["overhead"]["factor"] = self.overhead.factor
         found["measurements"] = {name: explained(name) for name in MEASUREMENTS}
-        return plain(found)
+        return finite(found)
 
     def __str__(self) -> str:
         mode = "forward and backward" if self.backward else "forward"
@@ -105,17 +106,4 @@ def explained(name: str) -> dict[str, Any]:
     """A measurement in words."""
     measurement = MEASUREMENTS[name]
     texts = {key: getattr(measurement, key) for key in ("title", "formula", "source", "healthy")}
-    return {**texts, "rules": [asdict(rule) for rule in measurement.rules]}
-
-
-def plain(data: Any) -> Any:
-    """The same in lists and dicts, with None for NaN and a word for infinity, which JSON does not have."""
-    if isinstance(data, dict):
-        return {key: plain(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [plain(value) for value in data]
-    if isinstance(data, Urgency):
-        return str(data)
-    if isinstance(data, float) and not math.isfinite(data):
-        return None if math.isnan(data) else "inf" if data > 0 else "-inf"
-    return data
+    return {**texts, "rules": [{**asdict(rule), "urgency": str(rule.urgency)} for rule in measurement.rules]}

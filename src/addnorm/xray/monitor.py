@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..fusing.place import PLACES, InPlace, put, standing, take
+from ..norms import policy
 from ..words import count
 from .capture import Kind, Place, ProbedCall, Visit
 from .tokens import Layout, RealTokens, batch_first, named_inputs, real_tokens
 
-PLACE = "_compiled_call_impl"  # what torch.nn.Module.__call__ calls instead of forward, where it is set
 Log = Callable[[dict[str, float]], object]
 
 
@@ -27,15 +28,16 @@ class Monitor:
     ``{"step": number of the pass, "SITE/NAME": value, ...}`` with, per site:
 
     - ``residual_ratio``: mean over real tokens of |f| / |x|;
-    - ``sigma``: mean over real tokens of sqrt(v + eps), what the norm divides by;
+    - ``sigma``: mean over real tokens of sqrt(v + eps), what the norm divides by, where it does;
     - ``amax``: max of |x + f|; NaN and infinity show;
     - ``nonfinite``: how many elements of x + f are NaN or infinite;
     - ``gamma_norm``: |weight|;
     - ``gradient_norm``: |dL/d(stream after the site)|, with a backward;
-    - ``gamma_gradient_norm``: |weight.grad| after the backward, what was accumulated before included.
+    - ``gamma_gradient_norm``: |weight.grad| after the backward, what was accumulated before included; of a weight that
+      the model computes, its gradient in this backward.
 
-    Attach it to what is called: to the result of ``torch.compile(model)``, and after `addnorm.fuse`. Sums are in
-    float32 and stay on the device until they are logged.
+    Attach it to what is called: to the result of ``torch.compile(model)``, and after `addnorm.fuse`, which may be
+    undone before `close` or after it. Sums are in float32 and stay on the device until they are logged.
 
     Args:
         model: The module whose calls are counted.
@@ -61,13 +63,11 @@ class Monitor:
             raise ValueError(f"every must be an integer >= 1, got {every!r}")
         if not callable(log):
             raise TypeError(f"log must be callable, got {type(log).__name__}")
-        before = model.__dict__.get(PLACE)
-        if isinstance(before, MonitoredCall):
-            raise ValueError("model has a monitor already: close that first")
-        self.model, self._before = model, before
-        self._had = PLACE in model.__dict__
-        self._call = MonitoredCall(model, before or model._call_impl, every, log)
-        model.__dict__[PLACE] = self._call
+        self.model, self._call = model, MonitoredCall(model, every, log)
+        with PLACES:
+            if any(isinstance(call, MonitoredCall) for call in standing(model)):
+                raise ValueError("model has a monitor already: close that first")
+            put(model, self._call)
 
     def close(self) -> None:
         """Log what is waiting, and give the model its own call back. Harmless where that was done before.
@@ -75,13 +75,9 @@ class Monitor:
         Warns where the model was called and no pass counted: nothing was logged.
         """
         self._call.flush()
-        if self.model.__dict__.get(PLACE) is not self._call:
-            return
-        if self._had:
-            self.model.__dict__[PLACE] = self._before
-        else:
-            del self.model.__dict__[PLACE]
-        if self._call.passed_over and not self._call.step:
+        with PLACES:
+            closed = take(self.model, self._call)
+        if closed and self._call.passed_over and not self._call.step:
             warnings.warn(
                 "addnorm.Monitor logged nothing: it samples calls in training mode with gradients enabled, and of "
                 f"{count(self._call.passed_over, 'call')} none was one (model.train(), no torch.no_grad())",
@@ -97,11 +93,13 @@ class Monitor:
         self.close()
 
 
-class MonitoredCall:
+class MonitoredCall(InPlace):
     """What a monitored model has in place of its call: it counts, and is the probe of the sampled passes."""
 
-    def __init__(self, model: nn.Module, before: Callable[..., Any], every: int, log: Log) -> None:
-        self.before, self.every, self.log = before, every, log
+    objection = "has an addnorm.Monitor: close that first, and attach another after fusing"
+
+    def __init__(self, model: nn.Module, every: int, log: Log) -> None:
+        self.every, self.log = every, log
         self.model = getattr(model, "_orig_mod", model)
         self.batch_first = batch_first(self.model)
         self.step = self.passed_over = 0
@@ -114,27 +112,30 @@ class MonitoredCall:
         self._weights: dict[str, Tensor] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = self.before or self._outer._call_impl
         if torch.compiler.is_compiling():
-            return self.before(*args, **kwargs)
+            return call(*args, **kwargs)
         if not (self._outer.training and torch.is_grad_enabled()):
             self.passed_over += 1
-            return self.before(*args, **kwargs)
+            return call(*args, **kwargs)
         step, self.step = self.step, self.step + 1
-        return self.before(*args, **kwargs) if step % self.every else self.sample(step, args, kwargs)
+        return call(*args, **kwargs) if step % self.every else self.sample(step, args, kwargs)
 
     def sample(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One pass with the probes looking."""
         self.flush()
         self._probed = self._probed or ProbedCall(self.model, self)
         self._real, self._sampled = real_tokens(named_inputs(self.model, args, kwargs)), step
-        self._looking = self._waiting = True
+        self._looking = True
         try:
             output = self._probed(*args, **kwargs)
+            if not self._sums:
+                raise ValueError(self._probed.no_site())
+            self._waiting = True
         finally:
             self._looking = False  # what a checkpoint computes again was seen
-        if not self._sums:
-            self._waiting = False
-            raise ValueError(self._probed.no_site())
+            if not self._waiting:  # the pass failed
+                self._sums, self._weights = {}, {}
         return output
 
     def branch(self, x: Tensor) -> Tensor:
@@ -151,6 +152,8 @@ class MonitoredCall:
             if visit.weight is not None:
                 self._sums[f"{site}/gamma_norm"] = visit.weight.detach().norm()
                 self._weights[site] = visit.weight
+                if visit.weight.requires_grad:
+                    visit.weight.retain_grad()  # of one that the model computes
         carried = visit.carried(kind)
         if carried.requires_grad:
             carried.register_hook(lambda gradient: self.arrive(site, gradient))
@@ -189,12 +192,13 @@ def quick(kind: Kind, visit: Visit, layout: Layout) -> dict[str, Tensor]:
     weights = weights.float()
     count = weights.sum()
     wide = torch.float64 if z.dtype == torch.float64 else torch.float32
-    ratio = torch.linalg.vector_norm(x, dim=-1, dtype=wide) / torch.linalg.vector_norm(residual, dim=-1, dtype=wide)
-    spread = z.to(wide).var(-1, correction=0) if kind.norm == "layer" else z.to(wide).square().mean(-1)
+    size, stream = (torch.linalg.vector_norm(tensor, dim=-1, dtype=wide) for tensor in (x, residual))
+    means = {"residual_ratio": torch.where(size == 0, 0.0, size / stream)}
+    if policy(kind.norm).stats_per_row:  # of which the last is 1 / s; DyT and Derf divide by nothing
+        means["sigma"] = policy(kind.norm).statistics(z.to(wide), kind.eps)[..., -1].reciprocal()
     largest, smallest = z.amax(), z.amin()
     return {
-        "residual_ratio": torch.where(weights > 0, ratio, 0.0).sum() / count,
-        "sigma": torch.where(weights > 0, (spread + kind.eps).sqrt(), 0.0).sum() / count,
+        **{name: torch.where(weights > 0, value, 0.0).sum() / count for name, value in means.items()},
         "amax": torch.maximum(largest, -smallest),
         "nonfinite": (~z.isfinite()).sum(),
     }

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..norms import policy
 from .capture import Kind, Visit
 from .streaming import Where
 
@@ -109,15 +110,26 @@ class Tokens:
         """The stream after the site: what the next block adds to."""
         return self.z if self.kind.carry == "z" else self.y
 
-    @cached_property
-    def mean(self) -> Tensor:
-        """mu of each row; 0 for RMSNorm."""
-        return self.z.mean(-1) if self.kind.norm == "layer" else torch.zeros_like(self.z[:, 0])
+    @property
+    def divided(self) -> bool:
+        """Whether the norm divides by anything: DyT and Derf do not."""
+        return policy(self.kind.norm).stats_per_row > 0
 
     @cached_property
+    def statistics(self) -> Tensor:
+        """Those of the norm, without eps. Of one that divides, the last is 1 / sqrt(v), and those before it add up to
+        the mean that it subtracts."""
+        return policy(self.kind.norm).statistics(self.z, 0.0)
+
+    @property
+    def mean(self) -> Tensor:
+        """mu of each row; 0 where the norm subtracts none, as RMSNorm."""
+        return self.statistics[:, :-1].sum(-1)
+
+    @property
     def variance(self) -> Tensor:
-        """v of each row: the biased variance, or the mean square."""
-        return (self.z - self.mean.unsqueeze(-1)).square().mean(-1)
+        """v of each row: LayerNorm's biased variance, RMSNorm's mean square, what other norms divide by the root of."""
+        return self.statistics[:, -1].pow(-2)
 
     @cached_property
     def x_norm(self) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ...functional import add_norm, add_norm_stream
-from ..fast_path import REASON, graded
+from ..fast_path import REASON, runs
 from .base import Local, Part, affine, is_plain, rate
 
 
@@ -69,7 +69,8 @@ class EncoderLayer(Layer):
         return EncoderLayer.is_own(module)
 
     def left_to(self, *args: Any, **kwargs: Any) -> str:
-        return super().left_to() if self.module.training or graded(self.module) else REASON
+        src = args[0] if args else kwargs.get("src")
+        return REASON if runs(self.module, src) else super().left_to()
 
     def forward(
         self,

@@ -36,6 +36,8 @@ class Conditioning(Measurement):
         self.tokens = PerToken()
 
     def update(self, tokens: Tokens) -> None:
+        if not tokens.divided:
+            return
         dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
         k = (1 + tokens.mean.square() / (tokens.variance + tokens.kind.eps)).sqrt()
         self.tokens.add(k * (torch.finfo(dtype).eps / 2), tokens.where)

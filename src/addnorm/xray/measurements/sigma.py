@@ -12,7 +12,8 @@ TIMES = 10  # eps
 
 
 class Sigma(Measurement):
-    """v is the biased variance of a token's sum, for RMSNorm the mean square."""
+    """v is the biased variance of a token's sum, for RMSNorm the mean square; in general v + eps is
+    what the norm divides by, squared."""
 
     name = "sigma"
     title = "rows ruled by eps"
@@ -34,6 +35,8 @@ class Sigma(Measurement):
         self.share, self.tokens = Mean(), PerToken(smallest=True)
 
     def update(self, tokens: Tokens) -> None:
+        if not tokens.divided:
+            return
         self.share.add((tokens.variance < TIMES * tokens.kind.eps).double())
         self.tokens.add(tokens.variance.sqrt(), tokens.where)
 
