@@ -136,6 +136,7 @@ def view(offset: int, rows: int = ROWS, stride: int = D) -> Tensor:
 WINDOWS = torch.zeros(4 * ROWS + 4).unfold(0, D, 4)
 with torch.inference_mode():
     INFERENCE = torch.ones(ROWS, D)
+NEGATED = torch.ones(ROWS, D, dtype=torch.complex64).conj().imag
 
 OUTS = [
     ("shape", {"out": torch.ones(ROWS, D + 1)}, r"out has shape \(3, 9\)"),
@@ -155,6 +156,8 @@ OUTS = [
     ("gradient of x", {"x": ONES.clone().requires_grad_(), "out": ONES.clone()}, "out is for inference"),
     ("gradient of out", {"out": ONES.clone().requires_grad_()}, "out is for inference"),
     ("inference tensor", {"out": INFERENCE}, "out is an inference tensor"),
+    ("negated view", {"out": NEGATED}, r"out is a view that negates what it writes \(is_neg\(\)\)"),
+    ("negated stream", {"stream_out": NEGATED}, "stream_out is a view that negates"),
     ("gradient of weight", {"weight": torch.ones(D).requires_grad_(), "stream_out": ONES.clone()}, "stream_out is for"),
 ]
 

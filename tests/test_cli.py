@@ -144,6 +144,13 @@ def test_a_stdout_that_takes_nothing(command: list[str], full: bool, saved: Path
     assert (done.returncode, done.stderr) == (int(full), told)
 
 
+@pytest.mark.parametrize("command", ["doctor", "bench --load SAVED", "bench --load SAVED --json"])
+def test_a_stdout_that_is_closed(command: str, saved: Path) -> None:
+    filled = f"{sys.executable} -m addnorm {command.replace('SAVED', str(saved))} >&-"
+    done = subprocess.run(["sh", "-c", filled], stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_check_leaves_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     output.check_writable(path)

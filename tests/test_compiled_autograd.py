@@ -152,6 +152,22 @@ def test_a_second_time_needs_retain_graph(backend: str | None) -> None:
 
 
 @every_route
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_a_gradient_that_is_itself_differentiated(backend: str | None, compiler: str) -> None:
+    x = torch.randn(4, 8, dtype=torch.float64, requires_grad=True)
+
+    def penalty() -> Tensor:
+        y = add_norm(x, x, residual_scale=2.0, branch_scale=0.5, backend=backend)
+        return torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)[0].square().sum()
+
+    (want,) = torch.autograd.grad(penalty(), x)
+    with compiled_autograd._enable(torch.compile(backend=compiler)):
+        found = penalty()
+    (got,) = torch.autograd.grad(found, x)
+    torch.testing.assert_close(got, want)
+
+
+@every_route
 def test_hooks_on_what_is_saved_run(backend: str | None) -> None:
     x = torch.randn(4, 8, requires_grad=True)
     with saved_tensors_hooks(lambda t: t.clone(), lambda t: t):

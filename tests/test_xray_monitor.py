@@ -219,6 +219,17 @@ def test_a_sampled_pass_that_fails_is_not_logged() -> None:
     assert [numbers["step"] for numbers in seen] == [1]
 
 
+def test_a_log_that_fails_leaves_no_monitor_behind() -> None:
+    def full(numbers: dict[str, float]) -> None:
+        raise OSError("no space left")
+
+    model = Pre(1)
+    before = dict(model.__dict__)
+    with pytest.raises(OSError, match="no space left"), Monitor(model, every=1, log=full):
+        model(**batch())
+    assert model.__dict__ == before
+
+
 def test_a_branch_of_nothing_upon_a_stream_of_nothing() -> None:
     """As `inspect` has it: 0."""
     model, seen = Pre(1), []

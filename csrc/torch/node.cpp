@@ -161,7 +161,8 @@ struct AddNormBackward : public Node {
       if (incoming[i].defined()) stack[i] = incoming[i];
     }
     if (stack[0].isNone() && stack[1].isNone()) return variable_list(kOperands);
-    return as_list(from_dispatcher(std::move(stack)), shared);
+    if (!c10::GradMode::is_enabled()) return as_list(from_dispatcher(std::move(stack)), shared);
+    return as_list(from_python(backward_arguments(stack, stack.size()), in_python[kReferenceBackward]), shared);
   }
 
   template <class Self> static void each_kept(Self& self, auto&& use) {

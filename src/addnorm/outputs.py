@@ -27,6 +27,8 @@ def check_out(name: str, out: Any, dtype: torch.dtype, call: Call) -> None:
         return  # there is no memory yet: the operator looks, and functionalisation copies what overlaps
     if out.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(f"{name} is an inference tensor: it can only be written inside torch.inference_mode()")
+    if out.is_neg():
+        raise ValueError(f"{name} is a view that negates what it writes (is_neg()): give a tensor of its own")
     if overlaps_itself(out):
         raise ValueError(f"{name} has strides {tuple(out.stride())}: several of its elements share one place in memory")
     for other, tensor in call.operands.items():

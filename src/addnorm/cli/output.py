@@ -113,7 +113,8 @@ def stdout() -> Iterator[None]:
     """What is printed meanwhile has arrived at the end; a reader who is gone, `head` say, has seen enough."""
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed from the start
+            sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter's end still writes
         if not isinstance(error, BrokenPipeError):

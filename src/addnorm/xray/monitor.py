@@ -74,9 +74,11 @@ class Monitor:
 
         Warns where the model was called and no pass counted: nothing was logged.
         """
-        self._call.flush()
-        with PLACES:
-            closed = take(self.model, self._call)
+        try:
+            self._call.flush()
+        finally:  # `log` may raise
+            with PLACES:
+                closed = take(self.model, self._call)
         if closed and self._call.passed_over and not self._call.step:
             warnings.warn(
                 "addnorm.Monitor logged nothing: it samples calls in training mode with gradients enabled, and of "
