@@ -111,12 +111,14 @@ def show(
 @contextlib.contextmanager
 def stdout() -> Iterator[None]:
     """What is printed meanwhile has arrived at the end; a reader who is gone, `head` say, has seen enough."""
+    out = sys.stdout  # None where it was closed from the start
     try:
         yield
-        if sys.stdout is not None:  # closed from the start
-            sys.stdout.flush()
+        if out is not None:
+            out.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter's end still writes
+        if out is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # for what the interpreter's end still writes
         if not isinstance(error, BrokenPipeError):
             raise CommandError(f"can not write the result: {error.strerror}") from error
 
