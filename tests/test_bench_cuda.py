@@ -221,8 +221,8 @@ def test_the_devices_time_is_as_fine_after_an_hour(monkeypatch: pytest.MonkeyPat
         now += 1.0
         clock.now()
     before = clock.now()
-    now += 1e-3
-    assert clock.now() - before == pytest.approx(1e-3, rel=1e-6)
+    now += 1.1e-3  # no whole number of milliseconds, which float32 would have even then
+    assert clock.now() - before == pytest.approx(1.1e-3, rel=1e-6)
 
 
 def test_what_can_not_be_captured_is_timed_by_events() -> None:

@@ -152,6 +152,7 @@ def backward_work(call: Gradient, grads: dict[str, Tensor | None], launch: Backw
     means = z.new_empty((rows, 2), dtype=compute) if splits > 1 and dy is not None else None
     parts = z.new_empty((1, splits, rows), dtype=compute) if splits > 1 and needed["row_scale"] else None
     scalar = call.branch_scale is not None and call.branch_scale.dim() == 0
+    # The partials are empty until the compiled kernel says how many programs there will be.
     memory = {
         "dy": dy, "ds": ds, "z": z, "stats": vector(call.stats), "x": x, "weight": vector(call.weight),
         "branch_bias": vector(call.branch_bias), "branch_scale": vector(call.branch_scale),
