@@ -18,8 +18,8 @@ Loss = Callable[[nn.Module, Tensor], Tensor]
 
 def flags(about: str, steps: int) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=about.partition("\n")[0])
-    parser.add_argument("--placement", choices=PLACEMENTS, default="pre", help="of the norms (default: pre)")
-    parser.add_argument("--steps", type=int, default=steps, help=f"of training (default: {steps})")
+    parser.add_argument("--placement", choices=PLACEMENTS, default="pre", help="where the norms stand (default: pre)")
+    parser.add_argument("--steps", type=int, default=steps, help=f"training steps (default: {steps})")
     return parser.parse_args()
 
 

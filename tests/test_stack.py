@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import addnorm
 from addnorm import Residual, Stack
 
 from .support.tolerance import same_bits
 
 D = 8
+DOCS = Path(__file__).parent.parent / "docs" / "placements.md"
 
 
 def linears(count: int = 4) -> list[nn.Module]:
@@ -154,33 +157,20 @@ def test_state_dicts_copy_and_load() -> None:
     assert not half.placement.norms[0].weight.any()  # pyright: ignore[reportIndexIssue]
 
 
-class SelfAttention(nn.MultiheadAttention):
-    def forward(self, x: Tensor, **options: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return super().forward(x, x, x, need_weights=False, **options)[0]
-
-
 @pytest.mark.parametrize("norm_first", [False, True])
-def test_weights_of_a_torch_encoder(norm_first: bool) -> None:
-    """As docs/placements.md has it; with its padding mask."""
+@pytest.mark.parametrize("final_norm", [False, True])
+def test_weights_of_a_torch_encoder(norm_first: bool, final_norm: bool) -> None:
+    """The code in docs/placements.md; with a padding mask."""
     layer = nn.TransformerEncoderLayer(D, 2, 16, dropout=0.0, batch_first=True, norm_first=norm_first)
-    encoder = nn.TransformerEncoder(layer, 3, nn.LayerNorm(D) if norm_first else None, enable_nested_tensor=False)
+    encoder = nn.TransformerEncoder(layer, 3, nn.LayerNorm(D) if final_norm else None, enable_nested_tensor=False)
     for parameter in encoder.parameters():
         nn.init.normal_(parameter, 0.1, 0.3)
-    sublayers, norms = [], []
-    for layer in encoder.layers:
-        assert isinstance(layer, nn.TransformerEncoderLayer)
-        attention = SelfAttention(D, 2, batch_first=True)
-        attention.load_state_dict(layer.self_attn.state_dict())
-        sublayers += [attention, nn.Sequential(layer.linear1, nn.ReLU(), layer.linear2)]
-        norms += [layer.norm1, layer.norm2]
-    stack = Stack(sublayers, D, placement="pre" if norm_first else "post")
-    for ours, theirs in zip(stack.placement.norms, norms, strict=True):  # pyright: ignore[reportArgumentType]
-        ours.load_state_dict(theirs.state_dict())
-    if norm_first:
-        assert isinstance(stack.placement.final_norm, nn.Module)
-        stack.placement.final_norm.load_state_dict(encoder.norm.state_dict())  # pyright: ignore[reportOptionalMemberAccess]
+    chapter = DOCS.read_text().partition("## Weights of a torch encoder")[2]
+    names: dict[str, Any] = {"addnorm": addnorm, "nn": nn, "encoder": encoder, "d": D, "heads": 2}
+    exec(chapter.split("```")[1].removeprefix("python"), names)
     x, padding = torch.randn(2, 7, D), torch.arange(7) >= torch.tensor([[7], [5]])
-    got, want = stack(x, [{"key_padding_mask": padding}, {}]), encoder(x, src_key_padding_mask=padding)
+    got = names["stack"](x, [{"key_padding_mask": padding}, {}])
+    want = encoder(x, src_key_padding_mask=padding)
     torch.testing.assert_close(got[~padding], want[~padding], rtol=1e-4, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""addnorm: the transformer's Add & Norm sublayer, as quick as the memory allows."""
+"""addnorm: the transformer's Add & Norm sublayer in one pass over memory."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

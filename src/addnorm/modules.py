@@ -31,11 +31,12 @@ class AddNorm(nn.Module):
 
     Args:
         d_model: Width of the last dimension.
-        norm: ``"layer"``, ``"rms"``, ``"prms"``, ``"scale"`` (its weight is one number, initialised to sqrt(d_model)),
-            ``"dyt"`` (with a learned ``alpha`` of shape ``(1,)``), ``"derf"`` (and a ``shift``), as in `add_norm`; or a
-            policy object, which gives the initial values: ``addnorm.norms.DyT(alpha=0.8)``.
+        norm: ``"layer"``, ``"rms"``, ``"prms"``, ``"scale"`` (its weight is one number), ``"dyt"`` (with a
+            learned ``alpha`` of shape ``(1,)``), ``"derf"`` (and a ``shift``), as in `add_norm`; or a policy object,
+            which gives the initial values: ``addnorm.norms.DyT(alpha=0.8)``.
         eps: Added to the variance, inside the root.
-        affine: Whether there is a learned weight, initialised to 1 (to 0 with ``weight_offset=1``).
+        affine: Whether there is a learned weight, initialised to 1 (``"scale"``: sqrt(d_model)) less
+            ``weight_offset``.
         bias: Whether there is a learned bias. None: as the norm's torch module or paper has it, which is yes for layer,
             dyt and derf. There is none without ``affine``, as in torch.
         dropout: Probability of dropping an element of the branch while training.
@@ -47,6 +48,7 @@ class AddNorm(nn.Module):
         residual_scale: A number that multiplies the residual (DeepNorm's alpha).
         weight_offset: 1.0 for a weight stored around zero.
         out_dtype, stream_dtype, backend: As in `add_norm`.
+        device, dtype: Of the parameters.
 
     >>> block = AddNorm(8, dropout=0.1)
     >>> block(torch.randn(2, 5, 8), torch.randn(2, 5, 8)).shape

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="addnorm",
-        description="The transformer's Add & Norm sublayer, as quick as the memory allows.",
+        description="The transformer's Add & Norm sublayer in one pass over memory.",
         epilog=EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"addnorm {version('addnorm')}")

@@ -25,7 +25,7 @@ TEXT = "Add & Norm against torch eager, torch.compile, other libraries and the s
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=("cpu", "cuda"),
-        help="cpu by default; cuda: first whether its kernels are right, then times; Liger, fla, quack if installed",
+        help="cpu by default; cuda checks its kernels before it times them, beside Liger, fla, quack where installed",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="fewer cases, in a tenth of the time")
     parser.add_argument("--only", metavar="WORDS", default="", help="only cases with all these words: '4096x768 fp32'")

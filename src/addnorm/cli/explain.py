@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..claims import Claim
     from ..report.document import Document
 
-TEXT = "what Add & Norm is, and what is true of each common claim about it: experiments of seconds"
+TEXT = "what Add & Norm is, and what is true of each common claim about it, by experiments that take seconds"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -26,15 +26,15 @@ Loss = Callable[..., Tensor]
 def inspect(model: nn.Module, batches: Iterable[Batch] | Batch, *, loss: Loss | None = None) -> Inspection:
     """What Add & Norm does in a model: every measurement at every site, and what is suspicious about it.
 
-    A site is ``z = residual + x; y = norm(z)``, as `addnorm.fuse` finds it; a model that is fused or compiled is
-    inspected as it was written. It runs in eval mode and operation by operation, and is left as it was: its mode, its
-    gradients, its hooks. Only real tokens are measured, in float64: those of the attention mask (``attention_mask``,
-    ``src_key_padding_mask``, ``key_padding_mask`` or ``padding_mask``, ``(sequences, tokens)``), all of them without
-    one. Tokens with NaN or infinity are counted, and left out of the rest. Memory does not grow with the number of
-    batches.
+    A site is ``z = residual + x; y = norm(z)``, as `addnorm.fuse` finds it, or a call of `add_norm` (an `AddNorm`, a
+    `Stack`); a model that is fused or compiled is inspected as it was written. It runs in eval mode and operation by
+    operation, and is left as it was: its mode, its gradients, its hooks. Only real tokens are measured, in float64:
+    those of the attention mask (``attention_mask``, ``src_key_padding_mask``, ``key_padding_mask`` or ``padding_mask``,
+    ``(sequences, tokens)``), all of them without one. Tokens with NaN or infinity are counted, and left out of the
+    rest. Memory does not grow with the number of batches.
 
     Args:
-        model: Any module in which `addnorm.fuse` finds sites.
+        model: Any module that has sites.
         batches: The inputs of each pass: a tensor, a tuple of arguments or a dict of keyword arguments. Read once. A
             tensor or a dict itself is one batch; a list or a tuple is always a sequence of batches.
         loss: ``loss(output)`` or ``loss(output, batch)``, a scalar. With it gradients are measured too, at the cost of
