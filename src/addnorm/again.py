@@ -21,7 +21,7 @@ from .backends import Plan, able, backend_of, native, select
 from .call import CALL_TENSORS, GRADIENT_TENSORS, describe, draw_seed
 from .checked import checked_call, checked_gradient
 from .norms import policy
-from .plain import is_plain_thread, is_recording
+from .plain import is_plain_thread, is_recording, wants_grad
 
 MOST = 4096  # plans kept; a new one costs little more than the ordinary way
 NUMBERS = ("eps", "residual_scale", "dropout_p", "weight_offset")
@@ -107,7 +107,7 @@ def make(
     chosen = select(call, backend)
     if row_scale is not None and row_scale.shape != x.shape[:-1]:
         return None  # it is spread over the rows
-    recorded = is_recording() and any(t is not None and t.requires_grad for t in tensors)
+    recorded = wants_grad(*tensors)
     if recorded and native.EXTENSION is None:
         return None
     if call.dropout_p:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .call import Call, check_tensor
-from .plain import is_recording
+from .plain import wants_grad
 
 
 def check_out(name: str, out: Any, dtype: torch.dtype, call: Call) -> None:
@@ -20,8 +20,7 @@ def check_out(name: str, out: Any, dtype: torch.dtype, call: Call) -> None:
     if out.dtype != dtype:
         raise ValueError(f"{name} has dtype {out.dtype}: this result has dtype {dtype}")
     own = () if isinstance(call.norm, str) else call.norm.own.values()
-    tensors = (*call.operands.values(), out, *own)
-    if is_recording() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
+    if wants_grad(*call.operands.values(), out, *own):
         raise ValueError(f"{name} is for inference: call under torch.no_grad(), or without {name}, to have gradients")
     if torch.compiler.is_compiling():
         return  # there is no memory yet: the operator looks, and functionalisation copies what overlaps

@@ -22,6 +22,11 @@ def is_recording() -> bool:
     return torch.is_grad_enabled() and (torch.compiler.is_dynamo_compiling() or not torch.is_inference_mode_enabled())
 
 
+def wants_grad(*tensors: Any) -> bool:
+    """Whether a call here and now keeps what the gradients of tensors need; what is no tensor has none."""
+    return is_recording() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+
+
 def is_plain_thread() -> bool:
     """Whether no mode, transform, trace or forward-mode AD is on. Not to be asked while Dynamo compiles."""
     return (

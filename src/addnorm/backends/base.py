@@ -31,6 +31,12 @@ class Support:
 
 
 YES = Support(True)
+
+
+def no_kernel(norm: Any, norms: Sequence[str]) -> Support:
+    return Support.no(f"there is no kernel for norm={norm!r}, only for {' and '.join(map(repr, norms))}")
+
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 # Carries out a call for other tensors of its kinds: from their addresses to new results, None where not asked for.
 Plan: TypeAlias = Callable[[Sequence[int | None]], tuple[Any, ...]]

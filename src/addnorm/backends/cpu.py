@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..call import CALL_FIELDS, GRADIENT_FIELDS, OPERANDS, Call, Gradient
 from . import native
-from .base import YES, Backend, Support
+from .base import YES, Backend, Support, no_kernel
 
 NORMS = ("layer", "rms")  # that there are kernels for: csrc/cpu/norms
 
@@ -22,7 +22,7 @@ class Cpu(Backend):
         if native.EXTENSION is None:
             return Support.no(native.REASON)
         if call.norm not in NORMS:
-            return Support.no(f"there is no kernel for norm={call.norm!r}, only for {' and '.join(map(repr, NORMS))}")
+            return no_kernel(call.norm, NORMS)
         return YES
 
     def forward(

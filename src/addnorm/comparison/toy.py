@@ -41,24 +41,24 @@ class FeedForward(nn.Module):
 class Toy(nn.Module):
     """Symbols in, symbols out, through a `Stack`."""
 
-    def __init__(self, placement: str, layers: int, width: int = WIDTH) -> None:
+    def __init__(self, placement: str, layers: int) -> None:
         super().__init__()
-        self.embedding, self.head = nn.Embedding(SYMBOLS, width), nn.Linear(width, SYMBOLS)
-        sublayers = [sublayer for _ in range(layers) for sublayer in (Attention(width), FeedForward(width))]
+        self.embedding, self.head = nn.Embedding(SYMBOLS, WIDTH), nn.Linear(WIDTH, SYMBOLS)
+        sublayers = [sublayer for _ in range(layers) for sublayer in (Attention(WIDTH), FeedForward(WIDTH))]
         for matrix in (p for sublayer in sublayers for p in sublayer.parameters() if p.dim() == 2):
             nn.init.xavier_normal_(matrix)
-        self.stack = Stack(sublayers, width, placement=placement)
+        self.stack = Stack(sublayers, WIDTH, placement=placement)
         self.stack.initialise(self.embedding(symbols()))
 
     def loss(self, seen: Tensor) -> Tensor:
         return F.cross_entropy(self.head(self.stack(self.embedding(seen))).flatten(0, 1), seen.flatten())
 
 
-def symbols(batch: int = BATCH) -> Tensor:
-    return torch.randint(SYMBOLS, (batch, TOKENS))
+def symbols() -> Tensor:
+    return torch.randint(SYMBOLS, (BATCH, TOKENS))
 
 
-def final_loss(placement: str, *, layers: int, seed: int, steps: int = STEPS) -> float:
+def final_loss(placement: str, *, layers: int, seed: int, steps: int) -> float:
     """The mean loss of the last tenth of the steps, Adam with a constant rate and no warm-up."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

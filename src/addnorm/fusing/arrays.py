@@ -11,20 +11,22 @@ from torch._dynamo.source import NumpyTensorSource
 from torch._dynamo.utils import numpy_method_wrapper, numpy_operator_wrapper, numpy_to_tensor_wrapper
 from torch.fx import Graph, Node
 
+from .nodes import given
+
 WRAPPERS: tuple[Any, ...] = (numpy_method_wrapper, numpy_operator_wrapper, numpy_to_tensor_wrapper)
-OPTIONS = {"dtype", "device", "requires_grad"}
+OPTIONS = {"data", "dtype", "device", "requires_grad"}
 
 
 def copy_quietly(graph: Graph) -> None:
     """Let ``torch.tensor(array)`` say nothing in a captured graph either."""
     for node in graph.nodes:
-        if node.target is torch.tensor and is_array(node.args[0]) and {*node.kwargs} <= OPTIONS:
+        if node.target is torch.tensor and is_array(given(node, "data").get("data")) and {*node.kwargs} <= OPTIONS:
             node.target = copied
 
 
-def copied(array: Tensor, **options: Any) -> Tensor:
-    """``torch.tensor(array)``."""
-    return torch.asarray(array, copy=True, **options)
+def copied(data: Tensor, **options: Any) -> Tensor:
+    """``torch.tensor(data)``."""
+    return torch.asarray(data, copy=True, **options)
 
 
 def is_array(node: Any) -> bool:

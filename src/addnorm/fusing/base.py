@@ -42,7 +42,6 @@ class FusedCall(InPlace, ABC):
         self.report = Report(mode=self.mode, own=sum(isinstance(module, AddNorm) for module in model.modules()))
         self.handle: Any = None
         self.lock = threading.Lock()  # held while what one pass found is taken over for all
-        self._first = True
         self._visible: dict[str, Any] = {}  # what else of ours is in the model's __dict__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -67,7 +66,7 @@ class FusedCall(InPlace, ABC):
 
     def complete(self) -> None:
         """After the first pass: tell of the norms that were not seen, and warn where nothing is fused."""
-        self._first, self.report.complete = False, True
+        self.report.complete = True
         for name in unseen(self.model, self.report):
             self.report.record(Outcome(name, 0, "", fused=False, reason=self.why_unseen(name)))
         if not self.gained():

@@ -10,7 +10,7 @@ from torch.fx import Node
 from torch.nn import functional as F  # noqa: N812
 
 from ..call import DTYPES
-from .nodes import example, is_call, is_product, is_quotient, same, shape, value_users
+from .nodes import example, given, is_call, is_product, is_quotient, same, shape, value_users
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +86,7 @@ def dropout_call(node: Any) -> tuple[Node, float, bool] | None:
     """``(source, p, training)`` of a dropout."""
     if not is_call(node, F.dropout, torch.dropout):
         return None
-    names = ("input", "p", "training", "inplace")
-    options = {"p": 0.5, "training": True, "inplace": False, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+    options = {"p": 0.5, "training": True, "inplace": False, **given(node, "input", "p", "training", "inplace")}
     source, p, training = options["input"], options["p"], options.get("train", options["training"])
     plain = isinstance(p, (int, float)) and isinstance(training, bool) and isinstance(source, Node)
     return (source, float(p), training) if plain and 0 <= p < 1 and not options["inplace"] else None
@@ -97,7 +96,7 @@ def bias_of(node: Node) -> Node | None:
     """The bias of a Linear that only one node uses."""
     if not is_call(node, F.linear) or len(node.users) != 1:
         return None
-    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    bias = given(node, "input", "weight", "bias").get("bias")
     return bias if isinstance(bias, Node) else None
 
 

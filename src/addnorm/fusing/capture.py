@@ -47,13 +47,13 @@ class EagerCall(FusedCall):
     def call(self, *args: Any, **kwargs: Any) -> Any:
         if self._given_up or self._nested.take_over():
             result = self.model._call_impl(*args, **kwargs)
-            if self._first:
+            if not self.report.complete:
                 self.settle()
             return result
         version = self._unguarded.version()
         with NOBODY if version in self.entry().done else self._turn:  # others wait for what one captures
             result = self.run(version, *args, **kwargs)
-            if self._open or self._first:
+            if self._open or not self.report.complete:
                 self.settle()
         return result
 
@@ -129,7 +129,7 @@ class EagerCall(FusedCall):
             for piece in [*self._open]:
                 if piece.close():
                     self._open.remove(piece)
-            if self._first:
+            if not self.report.complete:
                 new = Counter(counters["graph_break"]) - (self._breaks or Counter())
                 self.report.breaks = (*self.report.breaks, *(summary(reason) for reason in new))
                 self.complete()

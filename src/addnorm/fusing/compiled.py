@@ -53,7 +53,7 @@ class InductorCall(EagerCall):
     def entry(self) -> Captured:
         """At first what tries the sites, and for what a backward then recomputes: its forward was tried, too."""
         recomputing = torch._C._current_graph_task_id() >= 0
-        tries = self._open or self._first or (recomputing and not self._compiled.done)
+        tries = self._open or not self.report.complete or (recomputing and not self._compiled.done)
         return super().entry() if tries else self._compiled
 
     def compile(self, module: GraphModule, inputs: list[Any]) -> Callable[..., Any]:

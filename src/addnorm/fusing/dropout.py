@@ -22,7 +22,7 @@ from ..backends.native import EXTENSION
 from ..call import DTYPES
 from ..functional import add_norm_stream
 from .branch import dropout_call
-from .nodes import example, is_call
+from .nodes import example, given, is_call
 
 NARROW = 16  # columns, below which rows are many and short and torch is faster
 WIDE = (torch.float32, torch.float64)
@@ -51,7 +51,7 @@ def has_drawn(module: nn.Module) -> bool:
 def attention_draws(node: Node) -> bool:
     """Whether a call of torch's attention is one that `attention` stands in for: torch makes it in these steps only
     in these types, and groups heads that are fewer beforehand."""
-    options = {**dict(zip(ATTENTION, node.args, strict=False)), **node.kwargs}
+    options = given(node, *ATTENTION)
     tensors = [options.get(name) for name in ("query", "key", "value")]
     plain = not options.get("enable_gqa") and is_rate(options.get("dropout_p"))
     return plain and all(on_cpu(each, WIDE) for each in (*tensors, node)) and not narrow(options["key"], -2)

@@ -53,19 +53,14 @@ class FusePass(CustomGraphPass):
 
     def rewrite(self, graph: Graph, calls: Counter[str]) -> None:
         """Of one graph and those inside it; `calls` counts each module's norm calls."""
-        here: dict[Node, Node] = {node: node for node in graph.nodes}
-        moved: dict[Node, Node] = {}
-
-        def now(node: Node | None) -> Node | None:
-            return None if node is None else moved.get(node, node)
-
+        now: dict[Node, Node] = {node: node for node in graph.nodes}
         for site in fusible_sites(graph):
             objection = self.objection(site)
             faster = "" if objection else self.faster(site)
             self.fused, self.native = self.fused + (not objection), self.native + bool(faster)
             self.note(site, objection, faster, calls)
             if not objection and not faster:
-                put(graph, site, add_norm_stream if site.stream else add_norm, here, moved, now)
+                put(graph, site, add_norm_stream if site.stream else add_norm, now)
         draw_faster(graph)
         if graph.owning_module is not None:
             for inner in graph.owning_module.children():

@@ -82,8 +82,3 @@ def torch_is_faster(kind: str, x: Tensor, *, backward: bool) -> str:
     """Why one call of a function of torch's, without a sum before it, is left to torch; "" where it is fused."""
     wide = x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
     return ALONE if kind == "layer" and wide and not (backward and x.shape[-1] >= NARROW) else ""
-
-
-def wants_grad(*tensors: Tensor | None) -> bool:
-    """Whether a call here and now keeps what a backward needs."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

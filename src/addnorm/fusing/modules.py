@@ -30,7 +30,6 @@ class ModulesCall(FusedCall):
         self._own = self._calls.pop("", None)  # the model's own, where it is of a kind itself
         self._at_rest: Any = None
         self._sample: dict[str, Any] = {}  # the parameters of a norm that rests
-        self.watching = True  # whether calls are counted and reported: in the first pass
         self.now = Pass()
 
     def install(self) -> None:
@@ -49,10 +48,10 @@ class ModulesCall(FusedCall):
     def call(self, *args: Any, **kwargs: Any) -> Any:
         if self.circumstances() != self._at_rest:
             self.wake()
-        if self._first:
+        if not self.report.complete:
             self.now.start()
         result = (self.model._call_impl if self._own is None else self._own)(*args, **kwargs)
-        if self._first:
+        if not self.report.complete:
             self.settle()
         if self._at_rest is None:
             self.rest()
@@ -62,8 +61,7 @@ class ModulesCall(FusedCall):
         """After the first pass, or another thread's that began before its end."""
         self.now.start()
         with self.lock:
-            self.watching = False
-            if self._first:
+            if not self.report.complete:
                 self.complete()
 
     def rest(self) -> None:
@@ -123,14 +121,14 @@ class LocalCall(InPlace):
         """For a module of a known kind that runs its own code."""
         if "forward" in module.__dict__ or (path and module.__dict__.get(PLACE) is not None):
             return None
-        return next((cls(path, read(module), owner) for kind, read in KINDS.items() if kind.matches(module)), None)
+        return next((cls(path, kind.readings(module), owner) for kind in KINDS if kind.matches(module)), None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if is_traced():
             return self.module._call_impl(*args, **kwargs)
         left = self.changed() or self._readings[0].left_to(*args, **kwargs)
         self.idle = left == FAST_ALONE
-        if self.owner.watching or (self.reason is None and not left):
+        if not self.owner.report.complete or (self.reason is None and not left):
             self.watch(left, *args, **kwargs)
         if left or self.local is None:
             return self.module._call_impl(*args, **kwargs)
@@ -166,7 +164,7 @@ class LocalCall(InPlace):
             )  # the last is what others ask for
         reason = left or self.reason or ""
         local = self.local or self._readings[0]
-        call = self.owner.now.count(self.path) if self.owner.watching else 0
+        call = 0 if self.owner.report.complete else self.owner.now.count(self.path)
         for outcome in (self.outcome(part, call, reason) for part in local.parts()):
             told = (outcome.norm, outcome.call) in self.owner.report.outcomes
             if not (left and told):  # the block that holds a norm has said more of why it is left

@@ -24,6 +24,26 @@ def is_method(node: Any, *names: str) -> bool:
     return isinstance(node, Node) and node.op == "call_method" and node.target in names
 
 
+def is_op(node: Any, *functions: Callable[..., Any]) -> bool:
+    """Whether a node calls one of the functions, or the tensor's method of the same name."""
+    return is_call(node, *functions) or is_method(node, *(function.__name__ for function in functions))
+
+
+def is_binary(node: Any, *functions: Callable[..., Any]) -> bool:
+    """The same of two operands and no options, such as alpha."""
+    return is_op(node, *functions) and len(node.args) == 2 and not node.kwargs
+
+
+def given(node: Node, *names: str) -> dict[str, Any]:
+    """The arguments of a call by name, however they were passed."""
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def operand(node: Node) -> Any:
+    """The first argument of one of torch's functions or methods."""
+    return given(node, "input").get("input")
+
+
 def example(node: Any) -> Tensor | None:
     """The fake tensor that tracing saw at a node."""
     value = node.meta.get("example_value") if isinstance(node, Node) else None
@@ -58,9 +78,15 @@ def only_user(node: Node) -> Node | None:
     return only_user(user) if is_cast(user) and len(user.users) == 1 else user
 
 
+def cast_back(node: Node, origin: Node) -> Node | None:
+    """The cast of a node that is its only use, to a constant type or to that of origin."""
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    return user if user is not None and is_cast(user) and {*user.all_input_nodes} <= {node, origin} else None
+
+
 def sum_with_number(node: Any) -> tuple[float, Node] | None:
     """``(number, node)`` of ``node + number``, in either order."""
-    if not (is_call(node, operator.add, torch.add) or is_method(node, "add")) or node.kwargs or len(node.args) != 2:
+    if not is_sum(node):
         return None
     a, b = node.args
     if isinstance(a, Node) and isinstance(b, (int, float)):
@@ -70,58 +96,50 @@ def sum_with_number(node: Any) -> tuple[float, Node] | None:
 
 def is_last_mean(node: Any) -> bool:
     """Whether a node is the mean over the last dimension, which is kept."""
-    if not (is_call(node, torch.mean) or is_method(node, "mean")):
-        return False
-    return over_last(node) and "dtype" not in node.kwargs
+    return is_op(node, torch.mean) and "dtype" not in node.kwargs and over_last(given(node, "input", "dim", "keepdim"))
 
 
 def is_last_variance(node: Any) -> bool:
     """Whether a node is the biased variance over the last dimension, which is kept."""
-    if not (is_call(node, torch.var) or is_method(node, "var")):
+    if not is_op(node, torch.var):
         return False
-    given = {**dict(zip(("input", "dim", "unbiased", "keepdim"), node.args, strict=False)), **node.kwargs}
-    biased = given.get("unbiased") is False or given.get("correction") == 0
-    return biased and over_last(node, given.get("keepdim", False))
+    found = given(node, "input", "dim", "unbiased", "keepdim")
+    return (found.get("unbiased") is False or found.get("correction") == 0) and over_last(found)
 
 
-def over_last(node: Node, keep: Any = None) -> bool:
-    value = example(node.args[0])
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+def over_last(found: dict[str, Any]) -> bool:
+    """Whether a reduction with these arguments is over the last dimension, which it keeps."""
+    value, dim = example(found.get("input")), found.get("dim")
     if isinstance(dim, (tuple, list)) and len(dim) == 1:
         dim = dim[0]
-    if keep is None:
-        keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim")
-    return value is not None and dim in (-1, value.dim() - 1) and keep is True
+    return value is not None and dim in (-1, value.dim() - 1) and found.get("keepdim") is True
 
 
 def squared(node: Any) -> Node | None:
     """h of ``h ** 2``, ``h * h`` or ``square(h)``."""
-    if is_power(node, 2) or is_call(node, torch.square) or is_method(node, "square"):
-        return node.args[0]
+    if is_power(node, 2) or is_op(node, torch.square):
+        return operand(node)
     return node.args[0] if is_product(node) and node.args[0] is node.args[1] else None
 
 
 def is_product(node: Any) -> bool:
-    return (is_call(node, operator.mul, torch.mul) or is_method(node, "mul")) and len(node.args) == 2
+    return is_binary(node, operator.mul, torch.mul)
 
 
 def is_quotient(node: Any) -> bool:
-    division = is_call(node, operator.truediv, torch.div) or is_method(node, "div")
-    return division and len(node.args) == 2 and not node.kwargs
+    return is_binary(node, operator.truediv, torch.div)
 
 
 def is_difference(node: Any) -> bool:
-    return (is_call(node, operator.sub, torch.sub) or is_method(node, "sub")) and len(node.args) == 2
+    return is_binary(node, operator.sub, torch.sub)
 
 
 def is_sum(node: Any) -> bool:
-    plain = is_call(node, operator.add, torch.add) or is_method(node, "add")
-    return plain and len(node.args) == 2 and not node.kwargs
+    return is_binary(node, operator.add, torch.add)
 
 
 def is_power(node: Any, exponent: float) -> bool:
-    power = is_call(node, operator.pow, torch.pow) or is_method(node, "pow")
-    return power and len(node.args) == 2 and node.args[1] == exponent
+    return is_binary(node, operator.pow, torch.pow) and node.args[1] == exponent
 
 
 def factor_beside(factor: Node) -> tuple[Node, Node] | tuple[None, None]:

@@ -28,23 +28,12 @@ def rewritten(module: GraphModule, targets: dict[Site, Target], watch: dict[Site
     Dropouts elsewhere are drawn by the kernels too. Graphs inside the graph, as checkpointing makes them, are rewritten
     in the same way.
     """
-    graph, copies = copied(module.graph)
-    moved: dict[Node, Node] = {}
-
-    def now(node: Node | None) -> Node | None:
-        """Where a node of the original is found in the copy."""
-        if node is None:
-            return None
-        copy = copies[node]
-        return moved.get(copy, copy)
-
+    graph, now = copied(module.graph)
     for site, target in of_graph(module.graph, targets):
-        put(graph, site, target, copies, moved, now)
+        put(graph, site, target, now)
     for site, target in of_graph(module.graph, watch):
-        norm = now(site.norm.result)
-        assert norm is not None
-        with graph.inserting_after(norm):
-            graph.call_function(target, (now(site.norm.weight),))
+        with graph.inserting_after(now[site.norm.result]):
+            graph.call_function(target, (found(now, site.norm.weight),))
     draw_faster(graph)
     result = GraphModule(module, graph)
     for name, inner in module.named_children():
@@ -81,49 +70,45 @@ def checkpointed(body: GraphModule, *args: Any, **kwargs: Any) -> Any:
     return checkpoint(body, *args, use_reentrant=False, **options, **inputs)
 
 
-def put(
-    graph: Graph,
-    site: Site,
-    target: Target,
-    copies: dict[Node, Node],
-    moved: dict[Node, Node],
-    now: Callable[[Node | None], Node | None],
-) -> None:
-    """One fused call at the place of the sum, and the site's own nodes away."""
-    old = [copies[node] for node in site.nodes]
-    result = copies[site.norm.result]
-    place = result if site.add is None else copies[site.add]
-    with graph.inserting_before(place):
+def put(graph: Graph, site: Site, target: Target, now: dict[Node, Node]) -> None:
+    """One fused call at the place of the sum, and the site's own nodes away. `now` says where each node of the site's
+    graph is found in this one, and is kept up."""
+    norm, add = site.norm, site.add
+    old, result = [now[node] for node in site.nodes], now[norm.result]
+    with graph.inserting_before(result if add is None else now[add]):
         x, residual = operands(graph, site, now)
-        arguments: tuple[Any, ...] = (x, residual, now(site.norm.weight), now(site.norm.bias))
+        arguments: tuple[Any, ...] = (x, residual, found(now, norm.weight), found(now, norm.bias))
         while arguments[-1] is None:
             arguments = arguments[:-1]
-        tensors: dict[str, Any] = {name: now(node) for name, node in site.tensors.items()}
+        tensors: dict[str, Any] = {name: now[node] for name, node in site.tensors.items()}
         if "row_scale" in tensors:
             tensors["row_scale"] = graph.call_method("squeeze", (tensors["row_scale"], -1))
         y = call = graph.call_function(target, arguments, {**options(site), **tensors})
         call.meta = dict(result.meta)
-        if site.stream and site.add is not None:
-            add = copies[site.add]
+        if site.stream and add is not None:
             y = graph.call_function(operator.getitem, (call, 0))
             stream = graph.call_function(operator.getitem, (call, 1))
-            y.meta, stream.meta = dict(result.meta), dict(add.meta)
-            add.replace_all_uses_with(stream, delete_user_cb=lambda user: user not in old)
-            moved[add] = stream
+            y.meta, stream.meta = dict(result.meta), dict(now[add].meta)
+            now[add].replace_all_uses_with(stream, delete_user_cb=lambda user: user not in old)
+            now[add] = stream
     result.replace_all_uses_with(y)
-    moved[result] = y
+    now[norm.result] = y
     for node in reversed(old):
         node.replace_all_uses_with(x)  # what asks for its type and device only
         graph.erase_node(node)
-    for node in reversed(site.norm.gain_nodes):
-        if not copies[node].users:
-            graph.erase_node(copies[node])
+    for node in reversed(norm.gain_nodes):
+        if not now[node].users:
+            graph.erase_node(now[node])
 
 
-def operands(graph: Graph, site: Site, now: Callable[[Node | None], Node | None]) -> tuple[Any, Any]:
+def found(now: dict[Node, Node], node: Node | None) -> Node | None:
+    return None if node is None else now[node]
+
+
+def operands(graph: Graph, site: Site, now: dict[Node, Node]) -> tuple[Any, Any]:
     """x and the residual in the sum's shape; of a Linear whose bias is folded in, what it is without."""
-    x, residual = now(site.x), now(site.residual)
-    assert x is not None
+    assert site.x is not None
+    x, residual = now[site.x], found(now, site.residual)
     if "branch_bias" in site.tensors:
         with graph.inserting_before(x):
             bare = graph.call_function(F.linear, x.args[:2], {k: v for k, v in x.kwargs.items() if k != "bias"})

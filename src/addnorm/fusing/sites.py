@@ -75,29 +75,28 @@ class Site:
 
 WITHOUT_NUMBERS = "its tensors are on the meta device, where there are no numbers to try it on"
 BORDER = "its input enters checkpointed code; to make the sum before it here too, two tensors would be kept for one"
-
-
 SHARED = "the sum before it is fused with another norm of the same sum"
+NORMED = "no sum of two tensors before it: its input is a norm"
 
 
 def find_sites(graph: Graph, *, checkpointed: bool = False) -> list[Site]:
-    """All norm calls of the graph, in order; `checkpointed` says whether the graph is one inside another."""
-    order = {node: index for index, node in enumerate(graph.nodes)}
-    found = changes(graph)
+    """All norm calls of the graph, in order, each for itself; `checkpointed` says whether it is one inside another."""
+    order, found = {node: index for index, node in enumerate(graph.nodes)}, changes(graph)
     return [checked(site_of(norm, order, checkpointed), order, found) for norm in norm_calls(graph)]
 
 
 def fusible_sites(graph: Graph, *, checkpointed: bool = False) -> list[Site]:
-    """The same, of which all without a reason can be fused at once: of norms that share a sum the first makes it, and
-    the others take it in alone."""
-    sites, made = [], set()
+    """The same, of which all without a reason can be fused at once: no node is replaced by two. Of norms that share a
+    sum the first makes it, and the others take it in alone."""
+    order, found = {node: index for index, node in enumerate(graph.nodes)}, changes(graph)
+    sites, replaced = [], set()
     for site in find_sites(graph, checkpointed=checkpointed):
-        if site.add in made:
-            alone = Site(site.norm, SHARED, plain=known_types(site.norm.input, site.norm.result), x=site.norm.input)
-            order = {node: index for index, node in enumerate(graph.nodes)}
-            site = checked(alone, order, changes(graph))
-        elif site.add is not None and not site.reason:
-            made.add(site.add)
+        if not replaced.isdisjoint(site.nodes):
+            reason = SHARED if site.add in {each.add for each in sites} else NORMED
+            alone = Site(site.norm, reason, plain=known_types(site.norm.input, site.norm.result), x=site.norm.input)
+            site = checked(alone, order, found)
+        if site.plain or not site.reason:
+            replaced.update(site.nodes)
         sites.append(site)
     return sites
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..functional import add_norm, add_norm_stream
+from ..plain import wants_grad
 from .kernels import taken
-from .measured import torch_is_faster, wants_grad
+from .measured import torch_is_faster
 from .report import EMPTY, Outcome
 from .rewrite import original
 from .sites import Site

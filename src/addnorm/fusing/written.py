@@ -10,19 +10,19 @@ from torch.fx import Node
 
 from .nodes import (
     between,
+    cast_back,
     factor_beside,
-    is_call,
-    is_cast,
     is_difference,
     is_last_mean,
     is_last_variance,
-    is_method,
+    is_op,
     is_power,
     is_product,
     is_quotient,
     is_sum,
     is_vector_of,
     only_user,
+    operand,
     squared,
     sum_with_number,
     through_casts,
@@ -51,8 +51,7 @@ class NormCall:
 
 def is_root(node: Node) -> bool:
     """Whether a node could be a norm's square root, or one over it."""
-    roots = is_call(node, torch.rsqrt, torch.sqrt) or is_method(node, "rsqrt", "sqrt")
-    return roots or is_power(node, -0.5) or is_power(node, 0.5)
+    return is_op(node, torch.rsqrt, torch.sqrt) or is_power(node, -0.5) or is_power(node, 0.5)
 
 
 def written_norm(root: Node) -> NormCall | None:
@@ -64,7 +63,7 @@ def written_norm(root: Node) -> NormCall | None:
     times a weight or ``1 + weight``, plus a bias, with casts anywhere between; h is a cast of the input, the variance
     is written out or torch's, and there may be a division by sqrt for the product with rsqrt.
     """
-    variance = sum_with_number(root.args[0])
+    variance = sum_with_number(operand(root))
     if variance is None:
         return None
     eps, spread = variance[0], through_casts(variance[1])
@@ -81,7 +80,7 @@ def written_norm(root: Node) -> NormCall | None:
     if parts.weight is None:
         parts.take_weight()
     parts.take_bias()
-    parts.take_cast(origin)
+    parts.result = cast_back(parts.result, origin) or parts.result
     inside = between(parts.result, {origin, *parts.stops})
     order = root.graph.nodes
     nodes = tuple(node for node in order if node in inside)
@@ -94,8 +93,8 @@ def written_norm(root: Node) -> NormCall | None:
 def moment(spread: Any) -> tuple[str, Node | None]:
     """What a variance is of: ``("rms", h)`` of mean(h ** 2), ``("layer", h)`` of the variance around the mean."""
     if is_last_variance(spread):
-        return "layer", through_casts(spread.args[0])
-    base = squared(through_casts(spread.args[0])) if is_last_mean(spread) else None
+        return "layer", through_casts(operand(spread))
+    base = squared(through_casts(operand(spread))) if is_last_mean(spread) else None
     if base is None:
         return "", None
     origin = centred(base)
@@ -108,12 +107,12 @@ def centred(node: Any) -> Node | None:
     if not is_difference(node):
         return None
     origin, mean = through_casts(node.args[0]), through_casts(node.args[1])
-    return origin if is_last_mean(mean) and through_casts(mean.args[0]) is origin else None
+    return origin if is_last_mean(mean) and through_casts(operand(mean)) is origin else None
 
 
 def normalised(root: Node) -> tuple[Node | None, Any]:
     """``(result, above)`` of ``above * (1 / root)`` or ``above / root``."""
-    if is_call(root, torch.rsqrt) or is_method(root, "rsqrt") or is_power(root, -0.5):
+    if is_op(root, torch.rsqrt) or is_power(root, -0.5):
         return factor_beside(root)
     user = only_user(root)
     if user is None or not is_quotient(user) or through_casts(user.args[1]) is not root:
@@ -163,12 +162,6 @@ class Affine:
             self.stops.add(bias)
             self.making |= between(bias, {leaf})
 
-    def take_cast(self, origin: Node) -> None:
-        """The cast of the result back to the input's type."""
-        user = next(iter(self.result.users)) if len(self.result.users) == 1 else None
-        if is_cast(user) and user is not None and {*user.all_input_nodes} <= {self.result, origin}:
-            self.result = user
-
     def is_gain(self, gain: Any) -> bool:
         return is_vector_of(self.leaf_of(gain)[0], self.origin)
 
@@ -176,7 +169,7 @@ class Affine:
         leaf, self.offset = self.leaf_of(gain)
         self.weight = leaf
         self.stops.add(gain)
-        self.making |= between(gain, {leaf}) if gain is not leaf else set()
+        self.making |= between(gain, {leaf})
 
     @staticmethod
     def leaf_of(gain: Any) -> tuple[Any, float]:

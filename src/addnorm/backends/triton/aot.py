@@ -141,7 +141,7 @@ def forward_source(row: Any, size: int, width: int, norm: str, option: str) -> A
     numbers = dict.fromkeys(("rows", "x_stride", "residual_stride", "y_stride", "z_stride", "threshold"), "i32")
     numbers |= dict.fromkeys(("eps", "residual_scale", "keep_scale", "weight_offset"), "fp64")
     constants = {
-        "row_scale_stride": 1, "STATISTICS": policy.statistics, "NORMALISE": policy.normalise,
+        "STATISTICS": policy.statistics, "NORMALISE": policy.normalise,
         "SHIFTS": policy.shifts, "STATS": policy.stats, "D": width, "SCALAR": False, "ALIGN": 8, "C": compute,
         "ROWS": row.rows, "BLOCK": row.block, "ACCESS": 16 // size, "KEEP": row.keep,
     }  # fmt: skip
@@ -167,7 +167,7 @@ def backward_source(row: Any, size: int, width: int, norm: str, option: str) -> 
     numbers = dict.fromkeys(("rows", "dy_stride", "ds_stride", "z_stride", "x_stride", "threshold"), "i32")
     numbers |= dict.fromkeys(("residual_scale", "keep_scale", "weight_offset"), "fp64")
     constants = {
-        "row_scale_stride": 1, "NORMALISE": policy.normalise, "BACKWARD": policy.backward,
+        "NORMALISE": policy.normalise, "BACKWARD": policy.backward,
         "STATS": policy.stats, "D": width, "SCALAR": False, "ALIGN": 8, "C": compute,
         "WEIGHT": True, "BIAS": norm == "layer", "BRANCH_BIAS": everything, "BRANCH_SCALE": "x" in pointers,
         "ROWS": row.rows, "BLOCK": row.block, "ACCESS": 16 // size, "TILES": tiles, "HELD": row.holds(extras),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...call import Call, Gradient
-from ..base import YES, Backend, Plan, Support, once_a_graph
+from ..base import YES, Backend, Plan, Support, no_kernel, once_a_graph
 
 NORMS = ("layer", "rms")  # that there are kernels for: norms.py
 OLDEST = (8, 0)  # compute capability: bfloat16, asynchronous copies
@@ -58,10 +58,8 @@ class Triton(Backend):
 
     def supports(self, call: Call | Gradient) -> Support:
         device = call.main.device
-        if device.type not in ("cuda", "cpu"):
-            return Support.no(f"x is on {device}")
         if call.norm not in NORMS:
-            return Support.no(f"there is no kernel for norm={call.norm!r}, only for {' and '.join(map(repr, NORMS))}")
+            return no_kernel(call.norm, NORMS)
         reason = obstacle(device.type, device.index)
         return YES if not reason else Support(reason == INTERPRETED, reason)
 

@@ -108,7 +108,7 @@ def means_kernel(
 def backward_kernel(
     dy, ds, z, stats, x, weight, branch_bias, branch_scale, row_scale, seed, means,
     dx, dresidual, drow_scale, partials,
-    rows, dy_stride, ds_stride, z_stride, x_stride, row_scale_stride, threshold,
+    rows, dy_stride, ds_stride, z_stride, x_stride, threshold,
     residual_scale: tl.float64, keep_scale: tl.float64, weight_offset: tl.float64,
     NORMALISE: tl.constexpr, BACKWARD: tl.constexpr, STATS: tl.constexpr,
     D: tl.constexpr, SCALAR: tl.constexpr, ALIGN: tl.constexpr, C: tl.constexpr,
@@ -179,7 +179,7 @@ def backward_kernel(
             mean_g, mean_gx = divide(mean_g, count), divide(mean_gx, count)
         per_row = tl.full([ROWS, 1], 1.0, C)
         if row_scale is not None:
-            per_row = tl.load(row_scale + row * row_scale_stride, mask=row < rows, other=0.0).to(C)
+            per_row = tl.load(row_scale + row, mask=row < rows, other=0.0).to(C)
         by_row = tl.zeros([ROWS, BLOCK], C)
         added = ()
         for t in tl.static_range(TILES):

@@ -17,28 +17,16 @@ from .philox import keep
 @triton.jit
 def load(pointer, offset, cols, inside, D: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr):
     """A tile in the arithmetic's type; no mask on the columns where the width is a whole number of tiles."""
-    if WHOLE and inside is None:
-        value = tl.load(pointer + offset + cols)
-    elif WHOLE:
-        value = tl.load(pointer + offset + cols, mask=inside, other=0.0)
-    elif inside is None:
-        value = tl.load(pointer + offset + cols, mask=cols < D, other=0.0)
-    else:
-        value = tl.load(pointer + offset + cols, mask=inside & (cols < D), other=0.0)
-    return value.to(C)
+    place = pointer + offset + cols
+    mask = inside if WHOLE else (cols < D if inside is None else inside & (cols < D))
+    return tl.load(place, mask=mask, other=None if mask is None else 0.0).to(C)
 
 
 @triton.jit
 def store(pointer, offset, cols, inside, value, D: tl.constexpr, WHOLE: tl.constexpr):
-    value = value.to(pointer.dtype.element_ty)
-    if WHOLE and inside is None:
-        tl.store(pointer + offset + cols, value)
-    elif WHOLE:
-        tl.store(pointer + offset + cols, value, mask=inside)
-    elif inside is None:
-        tl.store(pointer + offset + cols, value, mask=cols < D)
-    else:
-        tl.store(pointer + offset + cols, value, mask=inside & (cols < D))
+    value, place = value.to(pointer.dtype.element_ty), pointer + offset + cols
+    mask = inside if WHOLE else (cols < D if inside is None else inside & (cols < D))
+    tl.store(place, value, mask=mask)
 
 
 @triton.jit
@@ -94,7 +82,7 @@ def write(
 @triton.jit(do_not_specialize=["rows", "threshold"])
 def forward_kernel(
     x, residual, weight, bias, branch_bias, branch_scale, row_scale, seed, y, z, stats,
-    rows, x_stride, residual_stride, y_stride, z_stride, row_scale_stride, threshold,
+    rows, x_stride, residual_stride, y_stride, z_stride, threshold,
     eps: tl.float64, residual_scale: tl.float64, keep_scale: tl.float64, weight_offset: tl.float64,
     STATISTICS: tl.constexpr, NORMALISE: tl.constexpr, SHIFTS: tl.constexpr, STATS: tl.constexpr,
     D: tl.constexpr, SCALAR: tl.constexpr, ALIGN: tl.constexpr, C: tl.constexpr,
@@ -113,7 +101,7 @@ def forward_kernel(
     eps, weight_offset = (zero + eps).to(C), (tl.zeros([1, 1], tl.float64) + weight_offset).to(C)
     per_row = None
     if row_scale is not None:
-        per_row = tl.load(row_scale + row * row_scale_stride, mask=row < rows, other=0.0).to(C)
+        per_row = tl.load(row_scale + row, mask=row < rows, other=0.0).to(C)
     count = tl.full([ROWS, 1], D, C)
 
     kept = ()

@@ -92,7 +92,7 @@ def forward_work(call: Call, y: Tensor, z: Tensor | None, stats: Tensor | None, 
     }  # fmt: skip
     return Work(memory, [Launch(
         forward_kernel, (-(-rows // launch.rows), 1, 1), tuple(memory),
-        (rows, *strides, 1, dropped(call), call.eps, call.residual_scale, keep_scale(call), call.weight_offset),
+        (rows, *strides, dropped(call), call.eps, call.residual_scale, keep_scale(call), call.weight_offset),
         (policy.statistics, policy.normalise, policy.shifts, policy.stats, d, scalar, align, TYPES[compute],
          launch.rows, launch.block, ACCESS // size, launch.keep),
         (call.norm, *strides, d, scalar, align, size, launch), launch.warps,
@@ -163,7 +163,7 @@ def backward_work(call: Gradient, grads: dict[str, Tensor | None], launch: Backw
     main = Launch(
         backward_kernel, (1, splits, 1),
         (*GRADIENT_TENSORS, "means", "dx", "dresidual", "drow_scale" if parts is None else "parts", "partials"),
-        (rows, *strides, 1, dropped(call), call.residual_scale, keep_scale(call), call.weight_offset),
+        (rows, *strides, dropped(call), call.residual_scale, keep_scale(call), call.weight_offset),
         (policy.normalise, policy.backward, policy.stats, d, scalar, align, TYPES[compute], *flags,
          launch.rows, launch.block, ACCESS // size, tiles, launch.holds(extras)),
         (call.norm, *strides, d, scalar, align, size, flags, tiles, extras, launch), launch.warps,

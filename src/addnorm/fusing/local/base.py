@@ -29,10 +29,15 @@ class Local(ABC):
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def matches(module: nn.Module) -> bool:
+    def matches(cls, module: nn.Module) -> bool:
         """Whether the module looks like one of this kind. Its results are compared with the module's before use."""
+
+    @classmethod
+    def readings(cls, module: nn.Module) -> list[Local]:
+        """How the module may be read; numbers tell which is right."""
+        return [cls(module)]
 
     @abstractmethod
     def parts(self) -> tuple[Part, ...]:

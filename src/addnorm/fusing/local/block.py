@@ -17,8 +17,8 @@ class Block(Local):
 
     bypassed = ("norm2",)
 
-    @staticmethod
-    def matches(module: nn.Module) -> bool:
+    @classmethod
+    def matches(cls, module: nn.Module) -> bool:
         return {*module._modules} == PARTS and is_plain(module._modules["norm2"], nn.LayerNorm)
 
     def parts(self) -> tuple[Part, ...]:

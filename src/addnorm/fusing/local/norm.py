@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ...functional import add_norm
+from ...plain import wants_grad
 from ..base import NORMS
-from ..measured import torch_is_faster, wants_grad
+from ..measured import torch_is_faster
 from .base import Local, Part, is_plain
 
 TORCHS = (nn.LayerNorm, nn.RMSNorm)
@@ -29,14 +30,23 @@ class Norm(Local):
         if offset:
             self.options["weight_offset"] = offset
 
-    @staticmethod
-    def matches(module: nn.Module) -> bool:
+    @classmethod
+    def matches(cls, module: nn.Module) -> bool:
         if type(module) in TORCHS:
             return len(module.normalized_shape) == 1  # pyright: ignore
         weight = getattr(module, "weight", None)
         named = type(module).__name__.endswith(NORMS) and eps_name(module) is not None
         one_input = len(inspect.signature(module.forward).parameters) == 1
         return named and one_input and isinstance(weight, Tensor) and weight.dim() == 1
+
+    @classmethod
+    def readings(cls, module: nn.Module) -> list[Local]:
+        """Torch's norms are what they are called, of others only numbers tell."""
+        if is_plain(module, nn.LayerNorm):
+            return [cls(module, "layer")]
+        if is_plain(module, nn.RMSNorm):
+            return [cls(module, "rms")]
+        return [cls(module, kind, offset) for kind in ("rms", "layer") for offset in (0.0, 1.0)]
 
     def left_to(self, *args: Any, **kwargs: Any) -> str:
         if len(args) + len(kwargs) != 1:
@@ -69,15 +79,6 @@ class Norm(Local):
         if name is None:  # torch's RMSNorm has its own default, by the type of its arithmetic
             return torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
         return getattr(self.module, name)
-
-
-def readings(module: nn.Module) -> list[Local]:
-    """What a norm may be: torch's are what they are called, of others only numbers tell."""
-    if is_plain(module, nn.LayerNorm):
-        return [Norm(module, "layer")]
-    if is_plain(module, nn.RMSNorm):
-        return [Norm(module, "rms")]
-    return [Norm(module, kind, offset) for kind in ("rms", "layer") for offset in (0.0, 1.0)]
 
 
 def fits(vector: Any, x: Tensor) -> bool:

@@ -19,8 +19,8 @@ class Output(Local):
 
     bypassed = ("dense", "dropout", "LayerNorm")
 
-    @staticmethod
-    def matches(module: nn.Module) -> bool:
+    @classmethod
+    def matches(cls, module: nn.Module) -> bool:
         names = list(inspect.signature(module.forward).parameters)
         return {*module._modules} == NAMES and names == ["hidden_states", "input_tensor"] and plain_ends(module)
 

@@ -21,7 +21,7 @@ class Layer(Local):
     dropouts: tuple[str, ...]
 
     @classmethod
-    def is_own(cls, module: nn.Module) -> bool:
+    def matches(cls, module: nn.Module) -> bool:
         """Whether the module runs torch's code, not a subclass's."""
         own = isinstance(module, cls.own) and "forward" not in module.__dict__
         return own and all(getattr(type(module), name, 0) is getattr(cls.own, name, 0) for name in cls.methods)
@@ -64,10 +64,6 @@ class EncoderLayer(Layer):
     own, norms, dropouts = nn.TransformerEncoderLayer, ("norm1", "norm2"), ("dropout1", "dropout2")
     bypassed = norms + dropouts
 
-    @staticmethod
-    def matches(module: nn.Module) -> bool:
-        return EncoderLayer.is_own(module)
-
     def left_to(self, *args: Any, **kwargs: Any) -> str:
         src = args[0] if args else kwargs.get("src")
         return REASON if runs(self.module, src) else super().left_to()
@@ -98,10 +94,6 @@ class DecoderLayer(Layer):
     own, norms = nn.TransformerDecoderLayer, ("norm1", "norm2", "norm3")
     dropouts = ("dropout1", "dropout2", "dropout3")
     bypassed = norms + dropouts
-
-    @staticmethod
-    def matches(module: nn.Module) -> bool:
-        return DecoderLayer.is_own(module)
 
     def forward(
         self,
