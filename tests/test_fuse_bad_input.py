@@ -83,12 +83,12 @@ def test_an_error_of_the_models_own(mode: str, seen_before: bool) -> None:
 
 
 def test_what_can_not_be_captured_runs_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    from addnorm.fusing import capture
+    from addnorm.fusing import eager
 
     def broken(*_: object) -> None:
         raise RuntimeError("the graph makes no sense")
 
-    monkeypatch.setattr(capture, "Piece", broken)
+    monkeypatch.setattr(eager, "Piece", broken)
     model, x = Sublayer(), torch.randn(2, WIDTH)
     before = model(x)
     with fuse(model) as handle:

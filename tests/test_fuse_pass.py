@@ -11,7 +11,7 @@ from torch._inductor.utils import fresh_cache
 
 import addnorm
 from addnorm.backends import native
-from addnorm.fusing import inductor
+from addnorm.fusing import fuse_pass as pass_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # Inductor's own imports
 
@@ -39,7 +39,7 @@ def results(call: nn.Module, model: nn.Module, x: Tensor) -> list[Tensor]:
 # Two norms a layer; in pre-norm the first has no sum before it.
 @pytest.mark.parametrize(("norm_first", "sites"), [(False, 4), (True, 3)])
 def test_a_compiled_model_is_fused_and_as_exact(norm_first: bool, sites: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inductor, "inductor_is_faster", lambda site: "")
+    monkeypatch.setattr(pass_file, "inductor_is_faster", lambda site: "")
     model, fuse_pass = encoder(norm_first), addnorm.FusePass()
     compiled = torch.compile(model, options={"pre_grad_custom_pass": fuse_pass})
     x = torch.randn(2, 5, 32, requires_grad=True)
@@ -63,7 +63,7 @@ def test_without_dropout_the_sites_are_inductors(dropout: float) -> None:
 
 
 def test_the_report_names_every_norm_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inductor, "inductor_is_faster", lambda site: "" if site.stream else "by rule")
+    monkeypatch.setattr(pass_file, "inductor_is_faster", lambda site: "" if site.stream else "by rule")
     fuse_pass = addnorm.FusePass()
     assert repr(fuse_pass).startswith("FusePass: no norm calls seen yet")
     torch.compile(encoder(True), options={"pre_grad_custom_pass": fuse_pass})(torch.randn(2, 5, 32))
@@ -114,6 +114,6 @@ def test_the_hash_follows_the_sources_and_the_kernels(monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(native, "REASON", "no kernels")
         assert addnorm.FusePass().uuid() != before
-    monkeypatch.setattr(inductor, "SOURCES", inductor.SOURCES[1:])
-    inductor.get_hash_for_files.cache_clear()
+    monkeypatch.setattr(pass_file, "SOURCES", pass_file.SOURCES[1:])
+    pass_file.get_hash_for_files.cache_clear()
     assert addnorm.FusePass().uuid() != before

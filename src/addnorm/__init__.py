@@ -13,7 +13,7 @@ from .stack import Stack as Stack
 
 if TYPE_CHECKING:
     from .fusing import fuse as fuse
-    from .fusing.inductor import FusePass as FusePass
+    from .fusing.fuse_pass import FusePass as FusePass
     from .xray import Monitor as Monitor
     from .xray import inspect as inspect
 
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 
 LAZY = {
     "fuse": "fusing",
-    "FusePass": "fusing.inductor",
+    "FusePass": "fusing.fuse_pass",
     "inspect": "xray",
     "Monitor": "xray",
 }  # bring Dynamo, which takes seconds to import

@@ -24,7 +24,7 @@ from ..functional import add_norm_stream
 from .branch import dropout_call
 from .nodes import example, given, is_call
 
-NARROW = 16  # columns, below which rows are many and short and torch is faster
+FEW_COLUMNS = 16  # columns, below which rows are many and short and torch is faster
 WIDE = (torch.float32, torch.float64)
 ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
@@ -80,7 +80,7 @@ def on_cpu(node: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
 
 def narrow(node: Any, dim: int) -> bool:
     value = example(node)
-    return value is not None and statically_known_true(value.shape[dim] < NARROW)
+    return value is not None and statically_known_true(value.shape[dim] < FEW_COLUMNS)
 
 
 def drawn(x: Tensor, p: float) -> Tensor:

@@ -13,15 +13,15 @@ from torch._dynamo.eval_frame import is_dynamo_supported
 
 from ..call import lookup
 from .base import FusedCall
-from .capture import EagerCall
 from .checks import check_model
+from .eager import EagerCall
 from .modules import ModulesCall
 from .place import PLACES, standing
 from .report import Report
 
 
 def compiled(model: nn.Module) -> FusedCall:
-    from .compiled import InductorCall  # brings Inductor, which takes seconds to import
+    from .inductor import InductorCall  # brings Inductor, which takes seconds to import
 
     return InductorCall(model)
 

@@ -12,7 +12,7 @@ from .base import HOOKS, FusedCall, hook_dicts, is_traced
 from .callers import Pass
 from .judge import ALONE, judged
 from .local import KINDS, Local, Part
-from .measured import ALONE as FAST_ALONE
+from .measured import TORCH_FASTER
 from .place import PLACE, PLACES, InPlace, put, take
 from .report import Outcome
 from .trial import UNJUDGED
@@ -127,7 +127,7 @@ class LocalCall(InPlace):
         if is_traced():
             return self.module._call_impl(*args, **kwargs)
         left = self.changed() or self._readings[0].left_to(*args, **kwargs)
-        self.idle = left == FAST_ALONE
+        self.idle = left == TORCH_FASTER
         if not self.owner.report.complete or (self.reason is None and not left):
             self.watch(left, *args, **kwargs)
         if left or self.local is None:

@@ -1,4 +1,4 @@
-"""Put fused calls into a captured graph, and take a site's own operations out of it."""
+"""Put fused calls into a captured graph, in the place of the sites' own operations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch._higher_order_ops.wrap import TagActivationCheckpoint, tag_activation_checkpoint
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.node import map_aggregate
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
@@ -151,55 +150,7 @@ def options(site: Site) -> dict[str, Any]:
     return chosen
 
 
-def original(site: Site, *, dropout: bool, dtype: torch.dtype | None = None) -> GraphModule:
-    """The site's own operations as a module of ``(x, residual, weight, bias)``, and of what the branch has beside x by
-    name, that gives ``(y, sum)``.
-
-    Without `dropout` it is left out. With a `dtype` every cast to a floating-point type is one to this type.
-    """
-    graph = Graph()
-    places: dict[Node, Node] = {}
-    for name, leaf in zip(("x", "residual", "weight", "bias"), leaves(site), strict=True):
-        place = graph.placeholder(name)
-        if leaf is not None:
-            places.setdefault(leaf, place)
-    for name, leaf in site.tensors.items():
-        place = graph.placeholder(name)
-        if name == "row_scale":
-            place = graph.call_method("unsqueeze", (place, -1))
-        if name == "branch_bias" and site.x is not None:
-            places[site.x] = graph.call_method("add", (places[site.x], place))
-        places.setdefault(leaf, place)
-    for node in (*site.norm.gain_nodes, *site.nodes):
-        if node is site.dropout and not dropout:
-            places[node] = places[node.all_input_nodes[0]]
-        else:
-            places[node] = retyped(graph.node_copy(node, lambda source: places[source]), dtype)
-    total = site.x if site.add is None else site.add
-    assert total is not None
-    graph.output((places[site.norm.result], places[total]))
-    return GraphModule({}, graph)
-
-
 def dtype_of(node: Node | None) -> torch.dtype:
     value = example(node)
     assert value is not None
     return value.dtype
-
-
-def leaves(site: Site) -> tuple[Node | None, ...]:
-    return site.x, site.residual, site.norm.weight, site.norm.bias
-
-
-def retyped(node: Node, dtype: torch.dtype | None) -> Node:
-    """The node, its casts to a floating-point type turned into casts to this one."""
-    if dtype is None:
-        return node
-
-    def wide(value: Any) -> Any:
-        return dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
-
-    if node.op == "call_method" and node.target in ("float", "half", "bfloat16"):
-        node.target, node.args = "to", (*node.args, dtype)
-    node.args, node.kwargs = map_aggregate(node.args, wide), map_aggregate(node.kwargs, wide)  # pyright: ignore
-    return node

@@ -14,8 +14,8 @@ from ..functional import add_norm, add_norm_stream
 from ..plain import wants_grad
 from .kernels import taken
 from .measured import torch_is_faster
+from .original import original
 from .report import EMPTY, Outcome
-from .rewrite import original
 from .sites import Site
 
 Results = tuple[Tensor, ...]

@@ -14,8 +14,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..call import Call
 from ..fusing.callers import Callers
-from ..fusing.capture import summary
 from ..fusing.captured import Captured, Unguarded
+from ..fusing.eager import summary
 from ..fusing.nodes import between, through_casts
 from ..fusing.rewrite import copied
 from ..fusing.sites import Site, find_sites
