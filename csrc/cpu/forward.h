@@ -38,8 +38,9 @@ template <class Access> struct ForwardPlan {
   }
 };
 
-// The usual calls have a text of their own, with no detour in it; `full` is everything else.
-enum class Sum { plain, dropout, full };
+// The usual calls have a text of their own, with no detour in it: x alone, with the residual, and that with dropout; `full` is
+// everything else.
+enum class Sum { alone, plain, dropout, full };
 
 // z = residual_scale * residual + row_scale * branch_scale * dropout(x + branch_bias) of a row, step by step: step(c, n, use) calls
 // use(u, z) for each piece; the products are rounded one by one, so that every instruction set gives the bits of the composite.
@@ -52,12 +53,14 @@ template <class Access, Sum kSum> struct RowSum {
 
   template <class N> ADDNORM_INLINE void fetch(int64_t c, N n) const {
     Access::fetch(x, c, n);
-    if (residual) Access::fetch(residual, c, n);
+    if (kSum != Sum::alone && residual) Access::fetch(residual, c, n);
   }
   template <class N, class Use> ADDNORM_INLINE void step(int64_t c, N n, Use&& use) const {
     const Forward& f = p.call;
     const auto xs = Access::reader(f.x.dtype, x, c, n);
-    if constexpr (kSum == Sum::full) {
+    if constexpr (kSum == Sum::alone) {
+      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { use(u, xs.get(u)); });
+    } else if constexpr (kSum == Sum::full) {
       const auto branch_bias = parameter<Access>(p.branch_bias, c, n), branch_scale = parameter<Access>(p.branch_scale, c, n);
       const auto branch = [&](auto u) ADDNORM_LAMBDA {
         Piece<T> z = xs.get(u);
@@ -178,7 +181,7 @@ inline void forward_range(void* context, int64_t begin, int64_t end) {
   if (f.dropout.on) keys.emplace(f.dropout.seed);
 
   const auto sum = [&](int64_t row, const auto& before) ADDNORM_LAMBDA {
-    if (kSum != Sum::plain && keys) kept_lanes(lanes, d, f.dropout.threshold, *keys, static_cast<uint64_t>(row));
+    if ((kSum == Sum::dropout || kSum == Sum::full) && keys) kept_lanes(lanes, d, f.dropout.threshold, *keys, static_cast<uint64_t>(row));
     const RowSum<Access, kSum> z = {p, row_pointer(f.x, row), row_pointer(f.residual, row), lanes,
                                     kSum == Sum::full ? row_value<T>(f.row_scale, row) : T(1)};
     Row stats;
@@ -231,13 +234,16 @@ template <class Norm, class Access, Sum kSum> inline void forward_with(const For
   };
   if constexpr (kSum == Sum::full) return run(plan.streaming, plan.storing);
   known(plan.streaming, [&](auto streaming) ADDNORM_LAMBDA {
-    known(plan.storing, [&](auto storing) ADDNORM_LAMBDA { run(streaming, storing); });
+    if constexpr (kSum == Sum::alone) run(streaming, Known<false>(false));
+    else known(plan.storing, [&](auto storing) ADDNORM_LAMBDA { run(streaming, storing); });
   });
 }
 
 inline Sum sum_of(const Forward& f) {
-  const bool full = !f.residual.data || f.residual_scale != 1 || f.branch_bias.data || f.branch_scale.data || f.row_scale.data;
-  return full ? Sum::full : f.dropout.on ? Sum::dropout : Sum::plain;
+  if (f.branch_bias.data || f.branch_scale.data || f.row_scale.data) return Sum::full;
+  if (!f.residual.data) return f.dropout.on || f.z.data ? Sum::full : Sum::alone;
+  if (f.residual_scale != 1) return Sum::full;
+  return f.dropout.on ? Sum::dropout : Sum::plain;
 }
 
 // The element type that all matrices of a call share; false where they differ.
@@ -249,6 +255,7 @@ inline bool share(DType dtype, std::initializer_list<const Matrix*> matrices) {
 
 template <class Norm, class Access> inline void forward_sum(const Forward& f, const Runtime& runtime) {
   switch (sum_of(f)) {
+    case Sum::alone: return forward_with<Norm, Access, Sum::alone>(f, runtime);
     case Sum::plain: return forward_with<Norm, Access, Sum::plain>(f, runtime);
     case Sum::dropout: return forward_with<Norm, Access, Sum::dropout>(f, runtime);
     case Sum::full: return forward_with<Norm, Access, Sum::full>(f, runtime);
