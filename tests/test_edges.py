@@ -73,6 +73,18 @@ def far(values: Tensor, stride: int) -> Tensor:
     return memory.as_strided((rows, d), (stride, 1)).copy_(values)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", NORMS)
+def test_results_past_the_caches(norm: str, dtype: torch.dtype) -> None:
+    """What is stored past the caches has the bits of what is not, a norm alone and one of a sum."""
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, 5000, 1024, dtype=dtype)
+    for other in (None, residual):
+        whole = add_norm(x, other, norm=norm)
+        part = add_norm(x[7:20], None if other is None else other[7:20], norm=norm)
+        same_bits("y", whole[7:20], part)
+
+
 @every_route
 @pytest.mark.parametrize("norm", NORMS)
 def test_offsets_beyond_31_bits(backend: str | None, norm: str) -> None:

@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 # Calls fused with their sum, norms fused alone, and all that have no sum in their module's code, where nothing is
-# captured. torch's narrow LayerNorms are left alone: see measured.py.
+# captured. torch's narrow LayerNorms are left alone there: see measured.py.
 LOCAL = {
     "BERT": (2 * L, 0, 1),  # the embeddings' sum is in the embeddings' own code
     "LLaMA": (0, 2 * L + 1, 2 * L + 1),

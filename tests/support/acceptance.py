@@ -50,7 +50,7 @@ def solved(case: Case) -> tuple[Problem, Exact, dict[str, Tensor]]:
 
 def outputs_are_written_whole(backend: str | None) -> None:
     """`out` and `stream_out`, full of NaN and of any strides, get the bits of the call without them."""
-    for case in CASES[::3]:
+    for case in (*CASES[::3], *ALONE):
         if case.layout in ("expanded", "windows"):
             continue
         problem = replace(build(case), dy=None, ds=None)
@@ -68,6 +68,12 @@ def outputs_are_written_whole(backend: str | None) -> None:
             same_bits("stream_out", z, want["stream"])
             if problem.stream_dtype == problem.stored_dtype:  # else a kernel may add up in another order
                 same_bits("y alone", only_y, want["y"])
+
+
+ALONE = [
+    Case(shape=(3, d), residual=None, x=dtype, norm=norm)
+    for d in (1, 17, 64, 257, 4100) for dtype in (F32, BF16) for norm in NORMS
+]  # fmt: skip
 
 
 def outputs_may_be_inputs(backend: str | None) -> None:

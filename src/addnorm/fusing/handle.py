@@ -97,11 +97,10 @@ def fuse(
 
     It finds ``LayerNorm`` and ``RMSNorm``, as modules, functions or written out, after a sum of two tensors, with what
     the branch has before it (a Linear's bias, dropout, LayerScale, stochastic depth), post-norm or pre-norm. A norm
-    without a sum is one fused norm, but on the CPU torch's own ``layer_norm`` where that is about as fast. Each site is
-    compared with the original on the first real inputs, dropout left out; one that is further from float64 than twice
-    the original's error is left alone. Dropout draws other random numbers than torch's, at the same rate, and repeats
-    under ``torch.manual_seed``. On the CPU, but for mode "modules", the kernels draw the dropouts beside the sites in
-    this way too, attention's among them.
+    without a sum is one fused norm. Each site is compared with the original on the first real inputs, dropout left out;
+    one that is further from float64 than twice the original's error is left alone. Dropout draws other random numbers
+    than torch's, at the same rate, and repeats under ``torch.manual_seed``. On the CPU, but for mode "modules", the
+    kernels draw the dropouts beside the sites in this way too, attention's among them.
 
     Parameters, ``state_dict``, hooks, ``train()`` and ``eval()``, ``to()``, copies and saved files (which are of the
     plain model) and gradients stay as they are. The model is captured again for new hooks and dtypes, and for train or

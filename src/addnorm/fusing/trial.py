@@ -11,9 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..functional import add_norm, add_norm_stream
-from ..plain import wants_grad
 from .kernels import taken
-from .measured import torch_is_faster
 from .original import original
 from .report import EMPTY, Outcome
 from .sites import Site
@@ -53,7 +51,7 @@ class Trial:
     ) -> Any:
         """What `add_norm` or `add_norm_stream` gives where that is as good as the original, else what this gives."""
         if self.open:
-            self.compare(x, residual, weight, bias, options, wants_grad(x, weight, bias))
+            self.compare(x, residual, weight, bias, options)
         if not self.passed:
             y, z = original(self.site, dropout=True)(x, residual, weight, bias, **self.beside(options))
             return (y, z) if self.site.stream else y
@@ -71,7 +69,6 @@ class Trial:
         weight: Tensor | None,
         bias: Tensor | None,
         options: dict[str, Any],
-        training: bool,
     ) -> None:
         """Judge the fused call on these tensors, dropout left out on both sides: its mask is another, as it may be."""
         tensors, beside = (x, residual, weight, bias), self.beside(options)
@@ -85,21 +82,14 @@ class Trial:
         else:
             before = original(self.site, dropout=False)(*tensors, **beside)
             reason = disagreement(result if self.site.stream else (result,), before, self.truth(tensors, beside))
-        if reason == "":
-            reason = self.better_left(x, objection, training)
+        if reason == "" and objection:
+            reason = "; ".join(filter(None, (self.site.reason, objection)))
         if reason is None and x.numel() == 0:  # as will be all that this graph is for: Dynamo captures others anew
             reason = EMPTY
         with self._verdict:
             if not self.reason and reason is not None:  # one that disagreed once is never trusted
                 self.reason = reason
             self.note(weight, UNJUDGED if self.reason is None else self.reason, backend)
-
-    def better_left(self, x: Tensor, objection: str, training: bool) -> str:
-        """Why the fused call gains nothing; "" where it does."""
-        site = self.site
-        if site.plain and not site.norm.written:
-            objection = objection or torch_is_faster(site.norm.kind, x, backward=training)
-        return "; ".join(filter(None, (site.reason, objection))) if objection else ""
 
     def note(self, weight: Tensor | None, reason: str, backend: str) -> None:
         """Record what became of the site."""

@@ -61,7 +61,7 @@ class Norm(Local):
             return "it norms over other dimensions than the last"
         if type(module) is not nn.LayerNorm:
             return ""
-        return torch_is_faster("layer", x, backward=wants_grad(x, *vectors))
+        return torch_is_faster(x, backward=wants_grad(x, *vectors))
 
     def probe(self, x: Tensor) -> Tensor:
         """Rows that have a mean and are so small that it matters where eps is added."""
