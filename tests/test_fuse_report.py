@@ -168,3 +168,21 @@ def test_norms_that_share_a_sum() -> None:
     assert (first.norm, first.fused, first.stream) == ("norm", True, True)
     assert (second.norm, second.plain) == ("other", True)
     assert "another norm of the same sum" in second.reason
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("mode", ["eager", "modules"])
+def test_a_norm_that_is_called_twice_has_one_name(mode: str, affine: bool) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(WIDTH, elementwise_affine=affine), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x + self.linear(x))
+            return self.norm(x + self.linear(x))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # in mode "modules" nothing is fused
+        handle = fuse(Twice(), mode=mode, example=torch.randn(3, WIDTH))
+    assert [(site.norm, site.call) for site in handle.report.sites] == [("norm", 0), ("norm", 1)]

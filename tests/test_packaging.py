@@ -104,6 +104,13 @@ print(*missing, *[name for name in ("addnorm.fusing", "addnorm.xray", "torch._dy
     assert done.stdout.split() == []
 
 
+def test_star_brings_the_public_names() -> None:
+    names: dict[str, object] = {}
+    exec("from addnorm import *", names)
+    assert {"add_norm", "AddNorm", "Stack", "fuse", "FusePass", "inspect", "Monitor"} <= set(names)
+    assert not {"Any", "TYPE_CHECKING", "import_module", "LAZY"} & {*names, *dir(addnorm)}
+
+
 def test_metadata() -> None:
     meta = importlib.metadata.metadata("addnorm")
     assert meta["Version"] == addnorm.__version__

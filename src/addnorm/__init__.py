@@ -3,21 +3,22 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .functional import add_norm as add_norm
-from .functional import add_norm_stream as add_norm_stream
-from .functional import explain_dispatch as explain_dispatch
-from .modules import AddNorm as AddNorm
-from .placements import Slot as Slot
-from .stack import Residual as Residual
-from .stack import Stack as Stack
+from . import norms, placements
+from .functional import add_norm, add_norm_stream, explain_dispatch
+from .modules import AddNorm
+from .placements import Slot
+from .stack import Residual, Stack
 
 if TYPE_CHECKING:
-    from .fusing import fuse as fuse
-    from .fusing.fuse_pass import FusePass as FusePass
-    from .xray import Monitor as Monitor
-    from .xray import inspect as inspect
+    from .fusing import fuse
+    from .fusing.fuse_pass import FusePass
+    from .xray import Monitor, inspect
 
 __version__ = "0.1.0"
+__all__ = [
+    "AddNorm", "FusePass", "Monitor", "Residual", "Slot", "Stack", "add_norm", "add_norm_stream", "explain_dispatch",
+    "fuse", "inspect", "norms", "placements",
+]  # fmt: skip
 
 LAZY = {
     "fuse": "fusing",
@@ -34,4 +35,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *LAZY})
+    return [*__all__, "__version__"]

@@ -6,6 +6,7 @@ Nothing below this file knows how a call is carried out; nothing above it valida
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,6 +18,7 @@ from torch import Tensor
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OPERANDS = ("x", "residual", "weight", "bias", "branch_bias", "branch_scale", "row_scale")
 SEED_LIMIT = 2**63
+LARGEST = sys.float_info.max  # an int may be larger
 
 # Of its own checks, which are no part of a trace, the tracer is not to warn, as torch has it for its own modules.
 warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"addnorm\.")
@@ -158,8 +160,7 @@ def describe(
         check_tensor("branch_scale", branch_scale, x, shapes=((), width))
     elif branch_scale is not None:
         check_number("branch_scale", branch_scale)
-    if row_scale is not None:
-        row_scale = check_row_scale(row_scale, x)
+    check_row_scale(row_scale, x)
     check_number("eps", eps, low=0.0)
     check_number("residual_scale", residual_scale)
     check_number("weight_offset", weight_offset)
@@ -189,6 +190,9 @@ def describe(
         out_dtype=out_dtype or autocast_dtype(x.device) or stored,
         stream_dtype=stream_dtype or stored,
     )
+    if row_scale is not None and row_scale.shape != x.shape[:-1]:
+        # in the type of the arithmetic: its gradient is a sum over rows, rounded once
+        call = replace(call, row_scale=row_scale.to(call.compute_dtype).expand(x.shape[:-1]))
     if branch_scale is None or isinstance(branch_scale, Tensor):
         return call
     factor = torch.full((), branch_scale, dtype=call.compute_dtype, device=x.device)
@@ -253,9 +257,11 @@ def check_tensor(name: str, value: Any, x: Tensor, shapes: Sequence[Sequence[int
         raise ValueError(f"{name} has shape {tuple(value.shape)}, x {tuple(x.shape)}: {name} must have shape {allowed}")
 
 
-def check_row_scale(row_scale: Any, x: Tensor) -> Tensor:
-    """row_scale expanded to one number per row."""
+def check_row_scale(row_scale: Any, x: Tensor) -> None:
+    """A tensor that broadcasts to one number per row; None passes."""
     check_tensor("row_scale", row_scale, x)
+    if row_scale is None:
+        return
     rows = x.shape[:-1]
     fits = row_scale.dim() <= len(rows) and all(
         have in (1, want) for have, want in zip(reversed(row_scale.shape), reversed(rows), strict=False)
@@ -266,14 +272,13 @@ def check_row_scale(row_scale: Any, x: Tensor) -> Tensor:
             f"row_scale has shape {tuple(row_scale.shape)}: it must be broadcastable to x.shape[:-1] = {tuple(rows)}"
             + squeezed
         )
-    return row_scale.expand(rows)
 
 
 def check_number(name: str, value: Any, low: float = -math.inf) -> None:
     """A finite number, at least `low`."""
     if isinstance(value, (bool, Tensor)) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (low <= value < math.inf and value > -math.inf):
+    if not max(low, -LARGEST) <= value <= LARGEST:
         allowed = "a finite number" if low == -math.inf else f"a finite number >= {low:g}"
         raise ValueError(f"{name} must be {allowed}, got {value}")
 

@@ -41,7 +41,8 @@ def folder_of(name: str) -> Path:
     """
     path = Path(name)
     if not path.is_dir():
-        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+        package = name.replace("-", "_")  # as a distribution is called
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or spec.origin is None:
             raise UnusableError(f"{name} is neither a folder nor an installed package")
         found = sorted(Path(spec.origin).parent.rglob("config.json"))

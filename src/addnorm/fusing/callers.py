@@ -57,5 +57,5 @@ class Callers:
         """
         stack = node.meta.get("nn_module_stack") or {}
         key, way = next(((key, entry[0]) for key, entry in reversed(stack.items())), ("", ""))
-        found = self._paths.get(key) if way.startswith(ROOT) else None
+        found = self._paths.get(key.partition("@")[0]) if way.startswith(ROOT) else None  # "@1": a second call
         return self._owners.get(id(weight), way) if found is None else found
