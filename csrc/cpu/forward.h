@@ -83,16 +83,16 @@ template <class Access, Sum kSum> struct RowSum {
   }
 };
 
-// What a norm begins with: the mean of the first columns.
+// What a norm begins with: the mean of the first columns, divided before they are summed, since their sum may overflow.
 template <class Norm, class Access, Sum kSum, class T = typename Access::T>
 ADDNORM_INLINE void begin_row(const RowSum<Access, kSum>& z, typename Norm::template Row<T>& stats) {
   const auto mean = [&](auto head) ADDNORM_LAMBDA {
     Vec<T> first;
     z.step(0, head, [&](auto u, Piece<T> v) ADDNORM_LAMBDA {
-      v = only<Access::kOrder>(head, u, v);
+      v = only<Access::kOrder>(head, u, v) * (T(1) / kStep);
       first.part[u] = v.a + v.b;
     });
-    Norm::begin(stats, sum(first), T(head.count));
+    Norm::begin(stats, sum(first), T(head.count) / kStep);
   };
   const int64_t d = z.p.call.d;
   if (!Access::kCompact && d >= kStep) mean(Whole{});
@@ -189,9 +189,7 @@ inline void forward_range(void* context, int64_t begin, int64_t end) {
     if constexpr (Norm::kShifts) begin_row<Norm>(z, stats);
     sum_row<Norm>(z, row, terms, stats, streaming, storing, sums, before);
     const T eps = static_cast<T>(f.eps);
-    const bool good = Norm::finish(stats, sums, static_cast<T>(d), eps);
-    if constexpr (Norm::kShifts)
-      if (!good) Norm::template refine<Access::kOrder>(stats, terms, d, eps);
+    if (!Norm::finish(stats, sums, static_cast<T>(d), eps)) Norm::template refine<Access::kOrder>(stats, terms, d, eps);
     if (f.stats) static_cast<Row*>(f.stats)[row] = Norm::statistics(stats);
     return Output{&p, streaming, stats, row_pointer(f.y, row)};
   };

@@ -4,11 +4,17 @@
 // remainders 0, 1 and 4 modulo 8, and are mostly rounded down. 64 additions make 1/s 3 units too large at mean 1e4, 16 less than 1.
 #pragma once
 
+#include <limits>
+
 #include "access.h"
 
 namespace addnorm::ADDNORM_ISA {
 
 constexpr int64_t kInnerBlock = 16 * kStep, kOuterBlock = 4 * kInnerBlock;  // columns
+
+// Where the sum of a row's squares is infinite, it is finite and far from zero with the row times kShrink.
+template <class T> constexpr T kInfinity = std::numeric_limits<T>::infinity();
+template <class T> constexpr T kShrink = static_cast<T>(sizeof(T) == 4 ? 0x1p-96 : 0x1p-768);
 
 // Adds vectors as a binary counter counts: two sums of equal weight make one of the next level.
 template <class T> struct PairwiseSum {

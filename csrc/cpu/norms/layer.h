@@ -1,8 +1,9 @@
 // LayerNorm: as exact as the corrected two-pass at any mean, in one pass.
 //
 // The terms are d = z - shift, with the mean of the first columns for a shift; e = mean(d) and v = mean(d^2) - e^2. As long as 4 e^2 <= v
-// the subtraction costs nothing to speak of; the rare row that begins far from its mean is gone through again. The mean is the
-// unevaluated sum shift + e, since the rounded mean alone would limit (z - mean) / s where the mean is large.
+// the subtraction costs nothing to speak of; the rare row that begins far from its mean is gone through again, and so is one whose
+// squares overflow, scaled down. The mean is the unevaluated sum shift + e, since the rounded mean alone would limit (z - mean) / s
+// where the mean is large.
 //
 // A norm is a struct like this one: the terms and their sums, the statistics, the normalised value, and the gradient through
 // it from the sums over G = gain * dy.
@@ -25,23 +26,31 @@ struct Layer {
     sums[0] = sums[0] + term;
     sums[1] = fma(term, term, sums[1]);
   }
-  // False: the shift was too far off.
+  // False: the shift was too far off, or a square overflowed.
   template <class T> static ADDNORM_INLINE bool finish(Row<T>& row, const T* sums, T d, T eps) {
     row.correction = sums[0] / d;
     const T square = row.correction * row.correction, variance = sums[1] / d - square;
     row.rstd = T(1) / square_root((variance < 0 ? T(0) : variance) + eps);  // written so that NaN survives
-    return !(4 * square > variance);
+    return !(4 * square > variance || sums[1] == kInfinity<T>);
   }
   // The sums once more, around the mean that the first ones gave.
   template <Order kOrder, class T> static ADDNORM_OUTLINE void refine(Row<T>& row, const T* terms, int64_t d, T eps) {
-    T sums[2];
-    row_sums<true>(d, sums, [&](int64_t c, auto n, auto sum) ADDNORM_LAMBDA {
-      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { add(sum[u], only<kOrder>(n, u, load_piece<T>(terms + c, u) - row.correction)); });
-    });
-    Row<T> rest;
-    finish(rest, sums, static_cast<T>(d), eps);
-    row.correction += rest.correction;
-    row.rstd = rest.rstd;
+    const bool overflowed = !(row.rstd > 0);
+    const T scale = overflowed ? kShrink<T> : T(1);
+    const auto around = [&](T center) {
+      T sums[2];
+      row_sums<true>(d, sums, [&](int64_t c, auto n, auto sum) ADDNORM_LAMBDA {
+        each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { add(sum[u], only<kOrder>(n, u, load_piece<T>(terms + c, u) * scale - center)); });
+      });
+      Row<T> found;
+      finish(found, sums, static_cast<T>(d), eps * scale * scale);
+      found.correction += center;
+      return found;
+    };
+    const Row<T> found = around(overflowed ? around(0).correction : row.correction);
+    const T rstd = found.rstd * scale, largest = T(1) / square_root(eps);  // what the scaled eps, 0, gives a constant row too
+    row.correction = found.correction / scale;
+    row.rstd = rstd > largest ? largest : rstd;
   }
   template <class T> static ADDNORM_INLINE Piece<T> normalise_term(const Row<T>& row, Piece<T> term) {
     return fma(term, row.rstd, -row.correction * row.rstd);  // the product is at most the largest |xhat|

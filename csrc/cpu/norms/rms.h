@@ -16,7 +16,15 @@ struct Rms {
   template <class T> static ADDNORM_INLINE void add(Piece<T>* sums, Piece<T> z) { sums[0] = fma(z, z, sums[0]); }
   template <class T> static ADDNORM_INLINE bool finish(Row<T>& row, const T* sums, T d, T eps) {
     row.rstd = T(1) / square_root(sums[0] / d + eps);
-    return true;
+    return sums[0] != kInfinity<T>;
+  }
+  template <Order kOrder, class T> static ADDNORM_OUTLINE void refine(Row<T>& row, const T* terms, int64_t d, T eps) {
+    T sums[1];
+    row_sums<true>(d, sums, [&](int64_t c, auto n, auto sum) ADDNORM_LAMBDA {
+      each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { add(sum[u], only<kOrder>(n, u, load_piece<T>(terms + c, u) * kShrink<T>)); });
+    });
+    finish(row, sums, static_cast<T>(d), eps * kShrink<T> * kShrink<T>);
+    row.rstd *= kShrink<T>;
   }
   template <class T> static ADDNORM_INLINE Piece<T> normalise_term(const Row<T>& row, Piece<T> z) { return z * row.rstd; }
   template <class T> static ADDNORM_INLINE Row<T> statistics(const Row<T>& row) { return row; }
