@@ -88,6 +88,25 @@ def test_rate_scale_gradient_and_seed(dtype: torch.dtype) -> None:
     no_worse("gradient", found_gradient, exact, 0 * exact, torch.where(kept, gradient * (1 / (1 - P)), 0.0))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*", "ignore:addnorm.fuse found nothing")
+@pytest.mark.parametrize("mode", ["eager", "inductor"])
+def test_what_is_dropped_may_be_changed_in_place(mode: str) -> None:
+    """As XLM multiplies with its mask: torch's dropout keeps nothing of its result."""
+
+    class Drops(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.dropout(2 * x, P, self.training)
+            y *= 3
+            return y
+
+    model, x = Drops().train(), torch.rand(6, 10, WIDTH).add_(1).requires_grad_()
+    with fuse(model, mode=mode):
+        for _ in range(2):
+            y = model(x)
+            (gradient,) = torch.autograd.grad(y.sum(), x)
+            torch.testing.assert_close(gradient, torch.where(y != 0, 6 / (1 - P), 0.0))
+
+
 def masks(length: int) -> dict[str, dict[str, Any]]:
     keep = torch.rand(3, 1, length, length) > 0.4
     keep[0, :, 0] = False  # a row that sees nothing

@@ -92,6 +92,23 @@ def test_changing_what_is_not_kept_is_fine(backend: str | None, changed: str) ->
 
 
 @every_route
+@pytest.mark.skipif(native.EXTENSION is None, reason="the autograd in Python unpacks all that is kept")
+def test_who_uses_the_sum_alone_may_change_it(backend: str | None) -> None:
+    """The gradient of a sum, or of a dropout, asks for no values of it: torch's own operations keep none."""
+    x, residual = (torch.randn(ROWS, D, requires_grad=True) for _ in range(2))
+    options = {"dropout_p": 0.5, "seed": 1, "backend": backend}
+    gradients = [torch.randn(ROWS, D), torch.ones(()).expand(ROWS, D)]
+    for gradient in gradients:
+        _, plain = add_norm_stream(x, residual, **options)
+        _, stream = add_norm_stream(x, residual, **options)
+        stream.mul_(3)
+        want = torch.autograd.grad(plain, (x, residual), 3 * gradient)
+        got = torch.autograd.grad(stream, (x, residual), gradient)
+        for a, b in zip(got, want, strict=True):
+            assert torch.equal(a, b)
+
+
+@every_route
 def test_backward_twice_needs_retain_graph(backend: str | None) -> None:
     x = torch.randn(3, D, requires_grad=True)
     y = add_norm(x, x, backend=backend).square().sum()

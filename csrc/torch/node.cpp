@@ -68,19 +68,21 @@ struct AddNormBackward : public Node {
   variable_list apply(variable_list&& incoming) override {
     const auto given = [&](size_t i) { return i < incoming.size() && incoming[i].defined() ? &incoming[i] : nullptr; };
     if (!given(0) && !given(1)) return variable_list(kOperands);
-    Kept kept(*this);
+    Kept kept(*this, given(0) != nullptr);
     kept.call.incoming.dy = given(0);
     kept.call.incoming.ds = given(1);
+    if (!given(0)) kept.call.incoming.z = given(1);  // of z only shape and type are asked
     return as_list(gradients(kept.call), kept.shared);
   }
 
-  // The call without its gradients, on what is kept, which it borrows.
+  // The call without its gradients, on what is kept, which it borrows. Without the norm's gradient z is not wanted: who uses the sum
+  // alone may change it in place, as with torch's own operations.
   struct Kept {
-    explicit Kept(AddNormBackward& node) {
+    Kept(AddNormBackward& node, bool wants_z) {
       const std::lock_guard<std::mutex> lock(node.released);
       call.settings = node.settings;
       call.types = node.types;
-      z = node.z_is_x ? node.z.unpack() : node.z.unpack(node.getptr());
+      if (wants_z) z = node.z_is_x ? node.z.unpack() : node.z.unpack(node.getptr());
       stats = node.stats.unpack();
       call.incoming.z = &z;
       call.incoming.stats = &stats;
@@ -135,7 +137,7 @@ struct AddNormBackward : public Node {
     each_kept(*this, [&](SavedVariable& variable, bool) { swap.before(variable); });
     Stack arguments;
     {
-      const Kept kept(*this);
+      const Kept kept(*this, true);
       arguments = as_stack(kept.call);
       arguments.emplace_back(kept.shared);
     }
