@@ -123,6 +123,16 @@ def cases(size: Size = TINY) -> dict[str, Case]:
             1,
             ("dropout", "add"),
         ),
+        # The same, each sum but the embeddings' seen by its norm through a view that makes one dimension of sentences
+        # and words, or two again.
+        "OPT": Case(
+            hf("OPT", hidden_size=width, num_hidden_layers=L, num_attention_heads=size.heads, ffn_dim=size.inner,
+               vocab_size=words, word_embed_proj_dim=width, max_position_embeddings=2 * size.length, use_cache=False),
+            text,
+            2 * L + 1,
+            0,
+            FULL,
+        ),
         "LLaMA": Case(hf("Llama", **causal), text, 2 * L, 1),
         "Mistral": Case(hf("Mistral", **causal), text, 2 * L, 1),
         # The same, and a norm of the queries and one of the keys per layer: 2L more without a sum.

@@ -92,7 +92,22 @@ class Upcast(Norm):
         return F.layer_norm(x.to(wide), x.shape[-1:], None, None, EPS).to(x.dtype) * self.weight
 
 
-NORMS = (Llama, GptOss, Gemma, Power, Divided, Cohere, Deberta, Textbook, Upcast)
+class Nemotron(Norm):
+    """The function, its weight around zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.weight + 1.0, self.bias, EPS)
+
+
+class Fairseq(Norm):
+    """The function and its parameters in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.float32 if x.dtype != torch.float64 else x.dtype
+        return F.layer_norm(x.to(wide), x.shape[-1:], self.weight.to(wide), self.bias.to(wide), EPS).type_as(x)
+
+
+NORMS = (Llama, GptOss, Gemma, Power, Divided, Cohere, Deberta, Textbook, Upcast, Nemotron, Fairseq)
 
 
 class Sublayer(nn.Module):

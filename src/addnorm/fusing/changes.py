@@ -65,6 +65,11 @@ def memory(node: Any) -> int | None:
     return None if value is None else value.untyped_storage()._cdata
 
 
+def changed(found: Iterable[Change], node: Node, place: int) -> bool:
+    """Whether a tensor is written after a place."""
+    return any(not change.mode and change.index > place and change.hits(node) for change in found)
+
+
 def blocked(
     found: Iterable[Change], order: dict[Node, int], nodes: tuple[Node, ...], stream: Node | None, place: int
 ) -> bool:

@@ -70,6 +70,16 @@ def through_casts(node: Any) -> Any:
     return node
 
 
+def viewed(node: Any) -> Any:
+    """h of a view or a reshape of h that leaves the rows of its last dimension as they are, else the node itself."""
+    if not is_op(node, torch.reshape, torch.flatten, torch.squeeze, torch.unsqueeze) and not is_method(node, "view"):
+        return node
+    before, after = example(operand(node)), example(node)
+    if before is None or after is None or before.dtype != after.dtype:
+        return node
+    return operand(node) if same(tuple(before.shape[-1:]), tuple(after.shape[-1:])) else node
+
+
 def only_user(node: Node) -> Node | None:
     """The one node that uses this one, looking through casts that have one user themselves."""
     if len(node.users) != 1:
@@ -159,7 +169,7 @@ def is_vector_of(node: Any, whole: Node) -> bool:
     return value is not None and features is not None and value.dtype in DTYPES and same(shape(node), features[-1:])
 
 
-def between(end: Node, stops: set[Node]) -> set[Node]:
+def between(end: Node, stops: set[Any]) -> set[Node]:
     """The nodes that end is computed from, itself among them, as far back as the stops (left out)."""
     found: set[Node] = set()
     waiting = [end]

@@ -15,7 +15,8 @@ def original(site: Site, *, dropout: bool, dtype: torch.dtype | None = None) -> 
     """The site's own operations as a module of ``(x, residual, weight, bias)``, and of what the branch has beside x by
     name, that gives ``(y, sum)``.
 
-    Without `dropout` it is left out. With a `dtype` every cast to a floating-point type is one to this type.
+    Without `dropout` it is left out, and so is a view between sum and norm: the rows are the same. With a `dtype` every
+    cast to a floating-point type is one to this type.
     """
     graph = Graph()
     places: dict[Node, Node] = {}
@@ -31,13 +32,14 @@ def original(site: Site, *, dropout: bool, dtype: torch.dtype | None = None) -> 
         if name == "branch_bias" and site.x is not None:
             places[site.x] = graph.call_method("add", (places[site.x], place))
         places.setdefault(leaf, place)
+    total = site.x if site.add is None else site.add
+    assert total is not None
     for node in (*site.norm.gain_nodes, *site.nodes):
         if node is site.dropout and not dropout:
             places[node] = places[node.all_input_nodes[0]]
-        else:
-            places[node] = retyped(graph.node_copy(node, lambda source: places[source]), dtype)
-    total = site.x if site.add is None else site.add
-    assert total is not None
+        elif node is not site.view:
+            copy = graph.node_copy(node, lambda source: places[total if source is site.view else source])
+            places[node] = retyped(copy, dtype)
     graph.output((places[site.norm.result], places[total]))
     return GraphModule({}, graph)
 

@@ -8,8 +8,8 @@ import torch
 from torch.fx import Graph, Node
 from torch.nn import functional as F  # noqa: N812
 
-from .nodes import cast_back, example, given, is_call, is_cast
-from .written import NormCall, is_root, written_norm
+from .nodes import between, cast_back, example, given, is_call, is_cast, is_vector_of, through_casts
+from .written import NormCall, is_root, leaf_of, written_norm
 
 LAYER_NORMS = (F.layer_norm, torch.layer_norm)
 RMS_NORMS = (F.rms_norm, torch.rms_norm)
@@ -29,7 +29,8 @@ def norm_calls(graph: Graph) -> Iterator[NormCall]:
 
 def functional_call(node: Node, kind: str) -> NormCall:
     """``layer_norm(input, normalized_shape, weight, bias, eps)``, or the same without bias: ``rms_norm``. Casts that
-    serve this call alone, before it and after it, are a part of it."""
+    serve this call alone, before it and after it, are a part of it, and so are the parameters' casts and a number that
+    is added to the weight."""
     names = ("input", "normalized_shape", "weight", *(["bias"] if kind == "layer" else []), "eps")
     found = given(node, *names)
     eps = found.get("eps", 1e-5 if kind == "layer" else None)
@@ -37,7 +38,12 @@ def functional_call(node: Node, kind: str) -> NormCall:
         value = example(found["input"])
         wide = value is not None and value.dtype == torch.float64
         eps = torch.finfo(torch.float64 if wide else torch.float32).eps
-    shape = found["normalized_shape"]
+    shape, weight, bias = (found.get(name) for name in ("normalized_shape", "weight", "bias"))
+    (gain, offset), shift = leaf_of(weight), through_casts(bias)
+    if not is_vector_of(gain, found["input"]):
+        gain, offset = weight, 0.0
+    ways = [(end, leaf) for end, leaf in ((weight, gain), (bias, shift)) if isinstance(end, Node) and end is not leaf]
+    making = {each for end, leaf in ways for each in between(end, {leaf})}
     origin, nodes = found["input"], [node]
     while is_cast(origin) and len(origin.users) == 1 and len(origin.all_input_nodes) == 1:
         nodes.insert(0, origin)
@@ -48,8 +54,10 @@ def functional_call(node: Node, kind: str) -> NormCall:
         kind,
         tuple(nodes),
         origin,
-        found.get("weight"),
-        found.get("bias"),
+        gain,
+        shift,
         eps,
+        offset,
+        tuple(each for each in node.graph.nodes if each in making) if making else (),
         dimensions=len(shape) if isinstance(shape, (tuple, list, torch.Size)) else 1,
     )

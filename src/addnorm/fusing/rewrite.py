@@ -90,6 +90,11 @@ def put(graph: Graph, site: Site, target: Target, now: dict[Node, Node]) -> None
             y.meta, stream.meta = dict(result.meta), dict(now[add].meta)
             now[add].replace_all_uses_with(stream, delete_user_cb=lambda user: user not in old)
             now[add] = stream
+    if site.view is not None:
+        view = now[site.view]
+        with graph.inserting_before(result):
+            y = graph.create_node(view.op, view.target, (y, *view.args[1:]), view.kwargs)
+        y.meta = dict(result.meta)
     result.replace_all_uses_with(y)
     now[norm.result] = y
     for node in reversed(old):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch.fx import Graph, Node
 
 from ..call import DTYPES
 from .branch import Branch, branch_of, dropout_of, residual_of
-from .changes import Change, blocked, changes
-from .nodes import example, is_call, is_method, is_sum, same, shape, title, value_users
+from .changes import Change, blocked, changed, changes
+from .nodes import example, is_call, is_method, is_sum, same, shape, title, value_users, viewed
 from .patterns import norm_calls
 from .written import NormCall
 
@@ -29,6 +29,7 @@ class Site:
     reason: str = ""
     plain: bool = False
     add: Node | None = None
+    view: Node | None = None  # of the sum, row by row, where the norm is of that
     x: Node | None = None
     residual: Node | None = None
     residual_scale: float = 1.0
@@ -76,6 +77,7 @@ class Site:
 WITHOUT_NUMBERS = "its tensors are on the meta device, where there are no numbers to try it on"
 BORDER = "its input enters checkpointed code; to make the sum before it here too, two tensors would be kept for one"
 SHARED = "the sum before it is fused with another norm of the same sum"
+LOST = "what it normalises is changed in place later, and gradients would need it as it was"
 NORMED = "no sum of two tensors before it: its input is a norm"
 
 
@@ -93,8 +95,11 @@ def fusible_sites(graph: Graph, *, checkpointed: bool = False) -> list[Site]:
     for site in find_sites(graph, checkpointed=checkpointed):
         if not replaced.isdisjoint(site.nodes):
             reason = SHARED if site.add in {each.add for each in sites} else NORMED
-            alone = Site(site.norm, reason, plain=known_types(site.norm.input, site.norm.result), x=site.norm.input)
+            plain = known_types(site.norm.input, site.norm.result)
+            alone = Site(site.norm, reason, plain, view=site.view, x=site.norm.input)
             site = checked(alone, order, found)
+        if is_lost(site, order, found):
+            site = Site(site.norm, LOST)
         if site.plain or not site.reason:
             replaced.update(site.nodes)
         sites.append(site)
@@ -110,7 +115,12 @@ def site_of(norm: NormCall, order: dict[Node, int], checkpointed: bool = False) 
         return Site(norm, "its eps is computed in the model, not a constant")
     if is_call(add, operator.iadd) or is_method(add, "add_"):
         return Site(norm, "the sum before it is made in place")
-    operands = add_operands(add)
+    operands, view = add_operands(add), None
+    if operands is None and (source := seen_by(norm)) is not add:
+        operands = add_operands(source)
+        if operands is not None:
+            view, add = add, source
+            norm = replace(norm, input=add, nodes=(view, *norm.nodes) if {*view.users} <= {*norm.nodes} else norm.nodes)
     if operands is None:
         entering = checkpointed and add.op == "placeholder"
         reason = BORDER if entering else f"no sum of two tensors before it: its input is {title(add)}"
@@ -125,6 +135,7 @@ def site_of(norm: NormCall, order: dict[Node, int], checkpointed: bool = False) 
     return Site(
         norm,
         add=add,
+        view=view,
         x=branch.x,
         residual=residual,
         residual_scale=scale,
@@ -132,6 +143,13 @@ def site_of(norm: NormCall, order: dict[Node, int], checkpointed: bool = False) 
         inner=tuple(sorted((*branch.nodes, *scaling), key=order.__getitem__)),
         stream=any(user not in norm.nodes for user in add.users),
     )
+
+
+def seen_by(norm: NormCall) -> Node:
+    """What a norm's input is a view of, row by row, else the input. A norm that is written out may count dimensions."""
+    source = viewed(norm.input)
+    counted = norm.written and len(shape(source) or ()) != len(shape(norm.input) or ())
+    return norm.input if counted else source
 
 
 def known_types(*nodes: Node) -> bool:
@@ -185,6 +203,16 @@ def obstacle(site: Site, order: dict[Node, int], found: list[Change]) -> str:
     if blocked(found, order, site.nodes, site.add, place):
         return "between the sum and the norm something is changed in place or a torch mode is switched"
     return ""
+
+
+def is_lost(site: Site, order: dict[Node, int], found: list[Change]) -> bool:
+    """Whether what a fused site keeps for its gradients is changed in place later. A model may do so where its norm
+    keeps something else: a copy in float32, or the difference from the mean."""
+    kept = site.x if site.add is None else site.add
+    value = example(kept)
+    return (
+        kept is not None and value is not None and value.requires_grad and changed(found, kept, order[site.norm.result])
+    )
 
 
 def no_place(devices: set[torch.device]) -> str:

@@ -122,6 +122,13 @@ def normalised(root: Node) -> tuple[Node | None, Any]:
     return user, user.args[0]
 
 
+def leaf_of(gain: Any) -> tuple[Any, float]:
+    """``(weight, offset)`` of a gain ``offset + weight``."""
+    node = through_casts(gain)
+    shifted = sum_with_number(node)
+    return (node, 0.0) if shifted is None else (through_casts(shifted[1]), float(shifted[0]))
+
+
 class Affine:
     """What follows the normalised value: weight, bias and the cast back, taken as long as they are there."""
 
@@ -163,17 +170,10 @@ class Affine:
             self.making |= between(bias, {leaf})
 
     def is_gain(self, gain: Any) -> bool:
-        return is_vector_of(self.leaf_of(gain)[0], self.origin)
+        return is_vector_of(leaf_of(gain)[0], self.origin)
 
     def keep_weight(self, gain: Any) -> None:
-        leaf, self.offset = self.leaf_of(gain)
+        leaf, self.offset = leaf_of(gain)
         self.weight = leaf
         self.stops.add(gain)
         self.making |= between(gain, {leaf})
-
-    @staticmethod
-    def leaf_of(gain: Any) -> tuple[Any, float]:
-        """``(weight, offset)`` of a gain ``offset + weight``."""
-        node = through_casts(gain)
-        shifted = sum_with_number(node)
-        return (node, 0.0) if shifted is None else (through_casts(shifted[1]), float(shifted[0]))

@@ -219,7 +219,7 @@ class Flow:
 
 
 def flow_of(site: Site) -> Flow:
-    return Flow(site.residual, frozenset({site.add} - {None}), frozenset({site.norm.result}), site.stream)
+    return Flow(site.residual, frozenset({site.add, site.view} - {None}), frozenset({site.norm.result}), site.stream)
 
 
 def flow_of_written(site: WrittenSite) -> Flow:
