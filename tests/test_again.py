@@ -102,6 +102,22 @@ def test_errors_are_the_ordinary_ones(options: dict[str, Any], error: str) -> No
             add_norm(**{**plain, **options}, backend="planning")
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_profile_shows_the_operators(recorded: bool) -> None:
+    """The first call and one that is launched like it, past the dispatcher, which names the operators."""
+    with planning() as backend, torch.set_grad_enabled(recorded):
+        x = rows().requires_grad_(recorded)
+        for taken in (1, 2):
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                y = call(x, x)
+            assert backend.taken == taken
+            assert "addnorm::forward" in {event.key for event in profile.key_averages()}
+        if recorded:
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                y.sum().backward()
+            assert "addnorm::backward" in {event.key for event in profile.key_averages()}
+
+
 SEEN: set[str] = set()
 
 

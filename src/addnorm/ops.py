@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 
 from . import again, reference
 from .arguments import FORWARD_ARGUMENTS, as_call, as_gradient, forward_arguments
@@ -84,10 +85,11 @@ def forward_out(call: Call, backend: str, *, out: Tensor, stream_out: Tensor | N
 
 def unwatched(backend: str, tensors: Iterable[Tensor | None]) -> bool:
     """Whether a call may go past the dispatcher, whose share of the host's time is the largest: to a backend in Python,
-    with plain tensors, and neither traced nor under a mode."""
+    with plain tensors, and neither traced, profiled nor under a mode."""
     return (
         BACKENDS[backend].in_python
         and not torch.compiler.is_compiling()
+        and not profiler._is_profiler_enabled  # which the dispatcher tells the operator's name
         and is_plain_thread()
         and all(t is None or is_plain(t) for t in tensors)
     )

@@ -120,6 +120,15 @@ def watched_calls_are_the_same() -> None:
         assert torch.equal(got[name], value), name
 
 
+def a_sum_without_its_norm_may_be_changed() -> None:
+    """Its gradient is any tensor of torch's, one number for all among them."""
+    x, gradient = torch.randn(3, 40, requires_grad=True), torch.ones(()).expand(3, 40)
+    kept = rng.mask(1, 3, 40, 32768)
+    _, z = add_norm_stream(x, dropout_p=0.5, seed=1, backend="triton")
+    z.mul_(3)
+    assert torch.equal(torch.autograd.grad(z, x, gradient)[0], 6.0 * kept)
+
+
 def checkpoints_and_second_derivatives_hold() -> None:
     x, residual = torch.randn(3, 40, requires_grad=True), torch.randn(3, 40)
 
@@ -173,7 +182,7 @@ def main() -> None:
     for judge in (
         results_agree, exact_at_any_mean, mask_is_the_published_one, rows_are_independent,
         long_column_sums_are_float32, constant_rows, rows_may_be_far_apart, watched_calls_are_the_same,
-        checkpoints_and_second_derivatives_hold,
+        checkpoints_and_second_derivatives_hold, a_sum_without_its_norm_may_be_changed,
         what_is_not_plain_is_resolved,
         mutants_are_rejected,
     ):  # fmt: skip
