@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEAST = {
+    "architectures": ["Llama"],
     "cold": ["--width", "64"],
     "fuse": ["BERT", "--modes", "eager", "--rounds", "1", "--seconds", "0"],
     "host": ["--seconds", "0"],
