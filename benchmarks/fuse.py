@@ -173,7 +173,8 @@ def main() -> None:
         return
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
-    for name in args.models or [REAL, *cases(SIZE)]:
+    models = [REAL, *cases(SIZE)]
+    for name in args.models or models:
         rows = measure(name, args.modes, args.rounds, args.seconds)
         replaced = {(row["model"], row["use"], *row["seconds"]) for row in rows}
         kept = [row for row in results["rows"] if (row["model"], row["use"], *row["seconds"]) not in replaced]
@@ -181,7 +182,7 @@ def main() -> None:
             "machine": asdict(describe()),
             "transformers": version("transformers"),
             "size": asdict(SIZE),
-            "rows": [*kept, *rows],
+            "rows": sorted([*kept, *rows], key=lambda row: models.index(row["model"])),
         }
         args.out.write_text(json.dumps(results, indent=1))
 
