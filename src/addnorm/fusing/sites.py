@@ -108,6 +108,7 @@ def fusible_sites(graph: Graph, *, checkpointed: bool = False) -> list[Site]:
 
 def site_of(norm: NormCall, order: dict[Node, int], checkpointed: bool = False) -> Site:
     """The sum before the norm, and what is on the branch before the sum."""
+    norm, view = through_view(norm)
     add = norm.input
     if norm.dimensions != 1:
         return Site(norm, f"it normalises over {norm.dimensions} dimensions: add_norm takes the last one")
@@ -115,12 +116,7 @@ def site_of(norm: NormCall, order: dict[Node, int], checkpointed: bool = False) 
         return Site(norm, "its eps is computed in the model, not a constant")
     if is_call(add, operator.iadd) or is_method(add, "add_"):
         return Site(norm, "the sum before it is made in place")
-    operands, view = add_operands(add), None
-    if operands is None and (source := seen_by(norm)) is not add:
-        operands = add_operands(source)
-        if operands is not None:
-            view, add = add, source
-            norm = replace(norm, input=add, nodes=(view, *norm.nodes) if {*view.users} <= {*norm.nodes} else norm.nodes)
+    operands = add_operands(add)
     if operands is None:
         entering = checkpointed and add.op == "placeholder"
         reason = BORDER if entering else f"no sum of two tensors before it: its input is {title(add)}"
@@ -145,11 +141,14 @@ def site_of(norm: NormCall, order: dict[Node, int], checkpointed: bool = False) 
     )
 
 
-def seen_by(norm: NormCall) -> Node:
-    """What a norm's input is a view of, row by row, else the input. A norm that is written out may count dimensions."""
-    source = viewed(norm.input)
-    counted = norm.written and len(shape(source) or ()) != len(shape(norm.input) or ())
-    return norm.input if counted else source
+def through_view(norm: NormCall) -> tuple[NormCall, Node | None]:
+    """The norm as one of the sum that its input is a view of, row by row, and the view; else the norm as it is."""
+    view, source = norm.input, viewed(norm.input)
+    counted = norm.written and len(shape(source) or ()) != len(shape(view) or ())  # its dimensions, perhaps
+    if source is view or counted or add_operands(source) is None:
+        return norm, None
+    own = {*view.users} <= {*norm.nodes}
+    return replace(norm, input=source, nodes=(view, *norm.nodes) if own else norm.nodes), view
 
 
 def known_types(*nodes: Node) -> bool:
