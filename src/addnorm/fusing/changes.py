@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch.fx import Graph, Node
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx import Graph, GraphModule, Node
 
 from .nodes import example
 
@@ -34,7 +35,16 @@ def changes(graph: Graph) -> list[Change]:
             found.append(Change(index, mode=True))
         elif (written := target(node)) is not None:
             found.append(Change(index, memory(written)))
+        for body in bodies(node):
+            found += [Change(index, change.memory) for change in changes(body) if not change.mode]
     return found
+
+
+def bodies(node: Node) -> list[Graph]:
+    """The graphs that a node runs, as checkpointing does."""
+    names = [each.target for each in node.all_input_nodes if each.op == "get_attr"]
+    parts = [getattr(node.graph.owning_module, str(name), None) for name in names]
+    return [part.graph for part in parts if isinstance(part, GraphModule)]
 
 
 def target(node: Node) -> Any:
@@ -47,9 +57,18 @@ def target(node: Node) -> Any:
     if "out" in node.kwargs:
         return node.kwargs["out"]
     name, function = getattr(node.target, "__name__", ""), node.target
+    if isinstance(function, (OpOverload, OpOverloadPacket)):  # which of its arguments is left open
+        return node.args if any(overload._schema.is_mutable for overload in overloads(function)) else None
     ends = name.endswith("_") and not name.endswith("__") and getattr(operator, name, None) is not function
     in_place = name in IN_PLACE or ends or given(node, "inplace") is True
     return node.args[0] if in_place and node.args else None
+
+
+def overloads(function: OpOverload | OpOverloadPacket) -> list[OpOverload]:
+    """One of torch's operators, or all that a call by its name may mean."""
+    if isinstance(function, OpOverload):
+        return [function]
+    return [getattr(function, name) for name in function.overloads()]
 
 
 def given(node: Node, name: str) -> Any:
@@ -70,18 +89,19 @@ def changed(found: Iterable[Change], node: Node, place: int) -> bool:
     return any(not change.mode and change.index > place and change.hits(node) for change in found)
 
 
-def blocked(
-    found: Iterable[Change], order: dict[Node, int], nodes: tuple[Node, ...], stream: Node | None, place: int
-) -> bool:
+def blocked(found: Iterable[Change], order: dict[Node, int], nodes: tuple[Node, ...], place: int) -> bool:
     """Whether reading all operands of the nodes at one place reads something else than each reads at its own."""
     first, last = min(order[node] for node in nodes), max(order[node] for node in nodes)
-    inside = {*nodes} - {stream}
-    reads = [(operand, order[node]) for node in nodes for operand in node.all_input_nodes if operand not in inside]
+    reads = [
+        (operand, order[node], order[operand] if operand in nodes else place)  # what is made inside is read then
+        for node in nodes
+        for operand in node.all_input_nodes
+    ]
     for change in found:
         if change.mode and first <= change.index <= last:
             return True
         if not change.mode and any(
-            min(at, place) < change.index < max(at, place) and change.hits(operand) for operand, at in reads
+            min(at, made) < change.index < max(at, made) and change.hits(operand) for operand, at, made in reads
         ):
             return True
     return False

@@ -50,6 +50,12 @@ def example(node: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+def dtype_of(node: Node | None) -> torch.dtype:
+    value = example(node)
+    assert value is not None
+    return value.dtype
+
+
 def is_cast(node: Any) -> bool:
     """Whether a node only changes the floating-point type of its operand."""
     if not is_method(node, *CASTS):
@@ -70,12 +76,20 @@ def through_casts(node: Any) -> Any:
     return node
 
 
+def uncast(node: Any) -> Any:
+    """The same of a parameter, whose cast to another tensor's type would bring that along."""
+    while is_cast(node) and len(node.all_input_nodes) == 1:
+        node = node.args[0]
+    return node
+
+
 def viewed(node: Any) -> Any:
-    """h of a view or a reshape of h that leaves the rows of its last dimension as they are, else the node itself."""
+    """h of a view or a reshape of h that leaves the rows of its last dimension as they are, else the node itself. One
+    that is in a type, even its own by name, has no gradient."""
     if not is_op(node, torch.reshape, torch.flatten, torch.squeeze, torch.unsqueeze) and not is_method(node, "view"):
         return node
     before, after = example(operand(node)), example(node)
-    if before is None or after is None or before.dtype != after.dtype:
+    if before is None or after is None or (before.dtype, before.requires_grad) != (after.dtype, after.requires_grad):
         return node
     return operand(node) if same(tuple(before.shape[-1:]), tuple(after.shape[-1:])) else node
 

@@ -8,6 +8,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
+from .nodes import dtype_of
 from .sites import Site
 
 
@@ -30,6 +31,7 @@ def original(site: Site, *, dropout: bool, dtype: torch.dtype | None = None) -> 
         if name == "row_scale":
             place = graph.call_method("unsqueeze", (place, -1))
         if name == "branch_bias" and site.x is not None:
+            place = retyped(graph.call_method("to", (place, dtype_of(site.x))), dtype)
             places[site.x] = graph.call_method("add", (places[site.x], place))
         places.setdefault(leaf, place)
     total = site.x if site.add is None else site.add

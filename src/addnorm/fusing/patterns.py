@@ -8,7 +8,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.nn import functional as F  # noqa: N812
 
-from .nodes import between, cast_back, example, given, is_call, is_cast, is_vector_of, through_casts
+from .nodes import between, cast_back, example, given, is_call, is_cast, is_vector_of, uncast
 from .written import NormCall, is_root, leaf_of, written_norm
 
 LAYER_NORMS = (F.layer_norm, torch.layer_norm)
@@ -39,7 +39,7 @@ def functional_call(node: Node, kind: str) -> NormCall:
         wide = value is not None and value.dtype == torch.float64
         eps = torch.finfo(torch.float64 if wide else torch.float32).eps
     shape, weight, bias = (found.get(name) for name in ("normalized_shape", "weight", "bias"))
-    (gain, offset), shift = leaf_of(weight), through_casts(bias)
+    (gain, offset), shift = leaf_of(weight), uncast(bias)
     if not is_vector_of(gain, found["input"]):
         gain, offset = weight, 0.0
     ways = [(end, leaf) for end, leaf in ((weight, gain), (bias, shift)) if isinstance(end, Node) and end is not leaf]

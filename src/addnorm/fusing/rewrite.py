@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from .dropout import draw_faster
-from .nodes import example, same, shape
+from .nodes import dtype_of, operand, same, shape
 from .sites import Site
 
 Target = Callable[..., Any]
@@ -93,7 +93,10 @@ def put(graph: Graph, site: Site, target: Target, now: dict[Node, Node]) -> None
     if site.view is not None:
         view = now[site.view]
         with graph.inserting_before(result):
-            y = graph.create_node(view.op, view.target, (y, *view.args[1:]), view.kwargs)
+            source = operand(view)
+            seen = graph.node_copy(view, lambda node: y if node is source else node)
+            size = graph.call_method("size", (seen,))
+            y = graph.call_function(torch.ops.aten._unsafe_view.default, (y, size))  # a view has rules of its own
         y.meta = dict(result.meta)
     result.replace_all_uses_with(y)
     now[norm.result] = y
@@ -153,9 +156,3 @@ def options(site: Site) -> dict[str, Any]:
     if z != stored:
         chosen["stream_dtype"] = z
     return chosen
-
-
-def dtype_of(node: Node | None) -> torch.dtype:
-    value = example(node)
-    assert value is not None
-    return value.dtype

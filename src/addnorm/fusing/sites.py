@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 from ..call import DTYPES
 from .branch import Branch, branch_of, dropout_of, residual_of
-from .changes import Change, blocked, changed, changes
+from .changes import Change, blocked, changed, changes, memory
 from .nodes import example, is_call, is_method, is_sum, same, shape, title, value_users, viewed
 from .patterns import norm_calls
 from .written import NormCall
@@ -78,6 +78,7 @@ WITHOUT_NUMBERS = "its tensors are on the meta device, where there are no number
 BORDER = "its input enters checkpointed code; to make the sum before it here too, two tensors would be kept for one"
 SHARED = "the sum before it is fused with another norm of the same sum"
 LOST = "what it normalises is changed in place later, and gradients would need it as it was"
+RETURNED = "the sum before it is returned, where its gradient may be asked for"
 NORMED = "no sum of two tensors before it: its input is a norm"
 
 
@@ -95,15 +96,21 @@ def fusible_sites(graph: Graph, *, checkpointed: bool = False) -> list[Site]:
     for site in find_sites(graph, checkpointed=checkpointed):
         if not replaced.isdisjoint(site.nodes):
             reason = SHARED if site.add in {each.add for each in sites} else NORMED
-            plain = known_types(site.norm.input, site.norm.result)
-            alone = Site(site.norm, reason, plain, view=site.view, x=site.norm.input)
-            site = checked(alone, order, found)
+            site = checked(alone(site, reason), order, found)
+        elif is_returned(site):
+            site = checked(alone(site, RETURNED), order, found)
         if is_lost(site, order, found):
             site = Site(site.norm, LOST)
         if site.plain or not site.reason:
             replaced.update(site.nodes)
         sites.append(site)
     return sites
+
+
+def alone(site: Site, reason: str) -> Site:
+    """The site's norm without its sum."""
+    norm = site.norm
+    return Site(norm, reason, plain=known_types(norm.input, norm.result), view=site.view, x=norm.input)
 
 
 def site_of(norm: NormCall, order: dict[Node, int], checkpointed: bool = False) -> Site:
@@ -199,19 +206,31 @@ def obstacle(site: Site, order: dict[Node, int], found: list[Change]) -> str:
     operands = (site.x, site.residual, *site.tensors.values(), *parameters)
     if reason := no_place({value.device for value in map(example, operands) if value is not None}):
         return reason
-    if blocked(found, order, site.nodes, site.add, place):
+    if blocked(found, order, (*site.norm.gain_nodes, *site.nodes), place):
         return "between the sum and the norm something is changed in place or a torch mode is switched"
     return ""
 
 
 def is_lost(site: Site, order: dict[Node, int], found: list[Change]) -> bool:
-    """Whether what a fused site keeps for its gradients is changed in place later. A model may do so where its norm
-    keeps something else: a copy in float32, or the difference from the mean."""
-    kept = site.x if site.add is None else site.add
-    value = example(kept)
-    return (
-        kept is not None and value is not None and value.requires_grad and changed(found, kept, order[site.norm.result])
-    )
+    """Whether what a fused site keeps for its gradients is changed in place later. A model may do so where its own
+    operations keep something else: a copy in float32, the difference from the mean, a product."""
+    result = example(site.norm.result)
+    if result is None or not result.requires_grad:
+        return False
+    kept = [site.x if site.add is None else site.add, site.norm.weight, *site.tensors.values()]
+    kept += [site.x] if site.tensors else []
+    place = order[site.norm.result if site.add is None else site.add]
+    return any(changed(found, node, place) for node in kept if node is not None)
+
+
+def is_returned(site: Site) -> bool:
+    """Whether the captured code returns the sum, or a view of it, with its gradient. That of the norm with respect to
+    the sum may be asked for, and two results of one operation do not depend on each other."""
+    value = example(site.add)
+    if site.add is None or value is None or not value.requires_grad:
+        return False
+    (output,) = site.add.graph.find_nodes(op="output")
+    return any(memory(node) == memory(site.add) for node in output.all_input_nodes)
 
 
 def no_place(devices: set[torch.device]) -> str:

@@ -26,6 +26,7 @@ from .nodes import (
     squared,
     sum_with_number,
     through_casts,
+    uncast,
 )
 
 
@@ -124,9 +125,9 @@ def normalised(root: Node) -> tuple[Node | None, Any]:
 
 def leaf_of(gain: Any) -> tuple[Any, float]:
     """``(weight, offset)`` of a gain ``offset + weight``."""
-    node = through_casts(gain)
+    node = uncast(gain)
     shifted = sum_with_number(node)
-    return (node, 0.0) if shifted is None else (through_casts(shifted[1]), float(shifted[0]))
+    return (node, 0.0) if shifted is None else (uncast(shifted[1]), float(shifted[0]))
 
 
 class Affine:
@@ -163,7 +164,7 @@ class Affine:
             return
         a, b = total.args
         bias = b if through_casts(a) is self.result else a
-        leaf = through_casts(bias)
+        leaf = uncast(bias)
         if is_vector_of(leaf, self.origin) and isinstance(bias, Node):
             self.bias, self.result = leaf, total
             self.stops.add(bias)
