@@ -83,7 +83,7 @@ def long_column_sums_are_float32(backend: str | None) -> None:
 
 def half_squares_do_not_overflow(backend: str | None) -> None:
     """float16 values whose squares are beyond its range, and subnormal bfloat16 values, are normalised like others; in
-    C++ so are those whose squares are beyond the range of float32, of which op by op only zeros are left."""
+    C++ so are those whose squares are beyond the range of float32, of which plain torch makes 0 or NaN."""
     scaled_down = backend in (PLAIN, "cpu")
     huge = [(dtype, size) for dtype in (BF16, F32) for size in (1e20, 1e32)] if scaled_down else []
     for norm in NORMS:

@@ -33,7 +33,7 @@ struct Layer {
     row.rstd = T(1) / square_root((variance < 0 ? T(0) : variance) + eps);  // written so that NaN survives
     return !(4 * square > variance || sums[1] == kInfinity<T>);
   }
-  // The sums once more, around the mean that the first ones gave.
+  // The sums once more, around the mean that the first ones gave; where they overflowed, scaled down, and a mean first.
   template <Order kOrder, class T> static ADDNORM_OUTLINE void refine(Row<T>& row, const T* terms, int64_t d, T eps) {
     const bool overflowed = !(row.rstd > 0);
     const T scale = overflowed ? kShrink<T> : T(1);
@@ -48,7 +48,7 @@ struct Layer {
       return found;
     };
     const Row<T> found = around(overflowed ? around(0).correction : row.correction);
-    const T rstd = found.rstd * scale, largest = T(1) / square_root(eps);  // what the scaled eps, 0, gives a constant row too
+    const T rstd = found.rstd * scale, largest = T(1) / square_root(eps);  // of a constant row: the scaled eps is 0
     row.correction = found.correction / scale;
     row.rstd = rstd > largest ? largest : rstd;
   }

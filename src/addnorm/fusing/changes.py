@@ -65,10 +65,11 @@ def target(node: Node) -> Any:
 
 
 def overloads(function: OpOverload | OpOverloadPacket) -> list[OpOverload]:
-    """One of torch's operators, or all that a call by its name may mean."""
+    """One of torch's operators, or all that a call by its name without ``out`` may mean."""
     if isinstance(function, OpOverload):
         return [function]
-    return [getattr(function, name) for name in function.overloads()]
+    found = [getattr(function, name) for name in function.overloads()]
+    return [overload for overload in found if not any(each.is_out for each in overload._schema.arguments)]
 
 
 def given(node: Node, name: str) -> Any:

@@ -84,12 +84,16 @@ def uncast(node: Any) -> Any:
 
 
 def viewed(node: Any) -> Any:
-    """h of a view or a reshape of h that leaves the rows of its last dimension as they are, else the node itself. One
-    that is in a type, even its own by name, has no gradient."""
+    """h of a view or a reshape of h that leaves the rows of its last dimension as they are, else the node itself. In a
+    type, even its own by name, a view has no gradient."""
     if not is_op(node, torch.reshape, torch.flatten, torch.squeeze, torch.unsqueeze) and not is_method(node, "view"):
         return node
     before, after = example(operand(node)), example(node)
-    if before is None or after is None or (before.dtype, before.requires_grad) != (after.dtype, after.requires_grad):
+    if (
+        before is None
+        or after is None
+        or any(isinstance(each, torch.dtype) for each in (*node.args, *node.kwargs.values()))
+    ):
         return node
     return operand(node) if same(tuple(before.shape[-1:]), tuple(after.shape[-1:])) else node
 

@@ -77,7 +77,7 @@ class Site:
 WITHOUT_NUMBERS = "its tensors are on the meta device, where there are no numbers to try it on"
 BORDER = "its input enters checkpointed code; to make the sum before it here too, two tensors would be kept for one"
 SHARED = "the sum before it is fused with another norm of the same sum"
-LOST = "what it normalises is changed in place later, and gradients would need it as it was"
+LOST = "what its gradients would need is changed in place later"
 RETURNED = "the sum before it is returned, where its gradient may be asked for"
 NORMED = "no sum of two tensors before it: its input is a norm"
 
@@ -99,10 +99,11 @@ def fusible_sites(graph: Graph, *, checkpointed: bool = False) -> list[Site]:
             site = checked(alone(site, reason), order, found)
         elif is_returned(site):
             site = checked(alone(site, RETURNED), order, found)
-        if is_lost(site, order, found):
-            site = Site(site.norm, LOST)
         if site.plain or not site.reason:
-            replaced.update(site.nodes)
+            if is_lost(site, order, found):
+                site = Site(site.norm, LOST)
+            else:
+                replaced.update(site.nodes)
         sites.append(site)
     return sites
 
@@ -149,10 +150,11 @@ def site_of(norm: NormCall, order: dict[Node, int], checkpointed: bool = False) 
 
 
 def through_view(norm: NormCall) -> tuple[NormCall, Node | None]:
-    """The norm as one of the sum that its input is a view of, row by row, and the view; else the norm as it is."""
+    """The norm as one of the sum that its input is a view of, row by row, and the view; else the norm as it is, also
+    where the input is a copy: what is changed afterwards is one of the two."""
     view, source = norm.input, viewed(norm.input)
     counted = norm.written and len(shape(source) or ()) != len(shape(view) or ())  # its dimensions, perhaps
-    if source is view or counted or add_operands(source) is None:
+    if source is view or memory(source) != memory(view) or counted or add_operands(source) is None:
         return norm, None
     own = {*view.users} <= {*norm.nodes}
     return replace(norm, input=source, nodes=(view, *norm.nodes) if own else norm.nodes), view
