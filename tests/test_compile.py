@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import config as partitioner
 from functorch.compile import make_boxed_func
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
@@ -50,6 +51,14 @@ def trained(function: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tens
     y = function(*tensors)
     y.square().sum().backward()
     return [y.detach(), *(t.grad for t in tensors if t.grad is not None)]
+
+
+@pytest.mark.parametrize("norm", ["layer", "dyt", "derf"])
+def test_training_exports_with_dynamic_rows_and_dropout(norm: str) -> None:
+    rows = {0: torch.export.Dim.DYNAMIC}
+    module = AddNorm(D, norm=norm, dropout=0.5)
+    program = torch.export.export(module, (torch.randn(4, D),), strict=False, dynamic_shapes=(rows,))
+    assert program.module()(torch.randn(7, D)).shape == (7, D)
 
 
 @every_route
@@ -227,3 +236,43 @@ def test_make_fx_records_one_operator() -> None:
     assert targets.count("addnorm.forward.default") == 1
     x = torch.randn(3, D)
     same_bits("y", graph(x, x), add_norm(x, x))
+
+
+@every_route
+@pytest.mark.parametrize("budget", [1.0, 0.5])
+def test_a_seed_is_not_drawn_again_to_save_memory(backend: str | None, budget: float) -> None:
+    """A partitioner told to keep less may draw what torch's randint gave a second time in the backward."""
+
+    def blocks(x: Tensor, residual: Tensor, weights: Tensor) -> Tensor:
+        for weight in weights:
+            branch = nn.functional.gelu(x @ weight)
+            x, residual = add_norm_stream(branch, residual, dropout_p=0.5, backend=backend)
+        return x + residual
+
+    tensors = [t.double().detach().requires_grad_() for t in leaves((8, 64), (8, 64), (4, 64, 64))]
+    torch.manual_seed(0)
+    expected = trained(blocks, tensors)
+    with partitioner.patch(activation_memory_budget=budget):
+        torch.manual_seed(0)
+        got = trained(compiled(blocks, backend="aot_eager_decomp_partition"), tensors)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("seeds", [torch.tensor(3), torch.tensor([3, 4, 5])])
+def test_a_mask_in_plain_torch_is_one_operator(seeds: Tensor) -> None:
+    """Inductor would take minutes for Philox's two hundred."""
+    x, sizes = torch.randn(3, 4, D), []
+
+    def each(x: Tensor, seed: Tensor) -> Tensor:
+        return add_norm(x, dropout_p=0.5, seed=seed)
+
+    def batched(x: Tensor, seeds: Tensor) -> Tensor:
+        return torch.func.vmap(each, in_dims=(0, 0 if seeds.dim() else None))(x, seeds)
+
+    def look(graph: GraphModule, _: Any) -> Callable[..., Any]:
+        sizes.append(len(graph.graph.nodes))
+        return make_boxed_func(graph.forward)
+
+    y = torch.compile(batched, fullgraph=True, backend=aot_autograd(fw_compiler=look))(x, seeds)
+    torch.testing.assert_close(y, batched(x, seeds))
+    assert sizes[0] < 60

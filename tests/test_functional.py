@@ -145,6 +145,13 @@ def test_out_is_what_is_returned(backend: str | None) -> None:
 
 
 @every_route
+def test_out_may_be_x_with_another_stride_where_there_is_one_row(backend: str | None) -> None:
+    x = data().reshape(-1)[:D].reshape(1, D)
+    y = add_norm(x, backend=backend)
+    same_bits("y", add_norm(x, out=x.as_strided((1, D), (7, 1)), backend=backend), y)
+
+
+@every_route
 def test_out_under_no_grad_takes_parameters(backend: str | None) -> None:
     weight, out = torch.ones(D, requires_grad=True), data()
     with torch.no_grad():
@@ -213,6 +220,12 @@ def test_branch_scale_as_number_and_as_tensor(backend: str | None) -> None:
     number = add_norm(x, residual, branch_scale=0.3, backend=backend)
     for scale in (torch.tensor(0.3), torch.full((D,), 0.3)):
         same_bits("y", add_norm(x, residual, branch_scale=scale, backend=backend), number)
+
+
+@every_route
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_branch_scale_beyond_float32_is_infinite(backend: str | None) -> None:
+    assert add_norm_stream(torch.ones(2, 4), branch_scale=1e300, backend=backend)[1].isinf().all()
 
 
 @every_route

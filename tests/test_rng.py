@@ -111,3 +111,11 @@ def test_a_skewed_mask_is_noticed() -> None:
 
 def within(value: float, mean: float, variance: float) -> bool:
     return abs(value - mean) <= SIGMAS * math.sqrt(variance)
+
+
+def test_several_seeds_give_a_mask_each() -> None:
+    seeds = torch.tensor([[1, 2, 3], [4, 5, -6]])
+    masks = rng.mask(seeds, 3, 20, 20000)
+    for i in range(2):
+        for j in range(3):
+            assert torch.equal(masks[i, j], rng.mask(seeds[i, j], 3, 20, 20000))

@@ -185,3 +185,15 @@ def test_autocast(backend: str | None, dtype: torch.dtype) -> None:
     assert weight.grad is not None
     assert linear.weight.grad is not None
     assert weight.grad.dtype == linear.weight.grad.dtype == torch.float32
+
+
+@every_route
+@pytest.mark.parametrize("change", [Tensor.bfloat16, lambda t: t[:1], lambda t: t.expand(2, *t.shape)])
+def test_what_a_hook_gives_back_is_checked(backend: str | None, change: Any) -> None:
+    """The kernels would read past its end."""
+    arguments = tensors()
+    arguments["weight"].requires_grad_()
+    with saved_tensors_hooks(lambda t: t, change):
+        y = add_norm(**arguments, backend=backend)
+    with pytest.raises((RuntimeError, TypeError, ValueError), match=r"stat|operand|shape"):
+        y.sum().backward()

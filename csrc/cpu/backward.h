@@ -24,11 +24,17 @@ template <class Access> struct BackwardPlan {
   bool streaming;
   const T *weight = nullptr, *branch_bias = nullptr, *branch_scale = nullptr;  // of the thread at work
 
+  // Ones in place of no weight: what asks at each step costs more than the product.
+  Vector gain() const {
+    static T one = 1;
+    return call.weight.data ? call.weight : Vector{&one, P::kDType, true};
+  }
+
   int64_t space() const {
-    return P::space(call.weight, call.d, call.weight_offset) + P::space(call.branch_bias, call.d) + P::space(call.branch_scale, call.d);
+    return P::space(gain(), call.d, call.weight_offset) + P::space(call.branch_bias, call.d) + P::space(call.branch_scale, call.d);
   }
   void take(Scratch& scratch) {
-    weight = P::of(call.weight, call.d, scratch, call.weight_offset);
+    weight = P::of(gain(), call.d, scratch, call.weight_offset);
     branch_bias = P::of(call.branch_bias, call.d, scratch);
     branch_scale = P::of(call.branch_scale, call.d, scratch);
   }
@@ -44,155 +50,188 @@ template <class Access> struct BackwardJob {
 // (`dropout`), with or without a gradient of the stream. `full` is everything else.
 enum class Form { dy, dy_ds, dropout, dropout_ds, full };
 
-// A row at hand; pointers are null where there is nothing.
+// A row at hand; pointers are null where there is nothing. `out` is what is written first: dresidual, or else dx.
 template <class Norm, class T> struct BackwardRow {
   int64_t row;
   const char *dy, *ds, *z, *x;
-  char *dx, *dresidual;
+  char *dx, *dresidual, *out;
   typename Norm::template Row<T> stats;
-  typename Norm::template Gradient<T> gradient = {};
+  typename Norm::template Gradient<T> gradient = {};  // known when the row is summed
   T row_scale;
   ColumnTotals<T> totals;
 
   BackwardRow(const Backward& b, int64_t row, const ColumnTotals<T>& totals)
       : row(row), dy(row_pointer(b.dy, row)), ds(row_pointer(b.ds, row)), z(row_pointer(b.z, row)), x(row_pointer(b.x, row)),
-        dx(row_pointer(b.dx, row)), dresidual(row_pointer(b.dresidual, row)),
+        dx(row_pointer(b.dx, row)), dresidual(row_pointer(b.dresidual, row)), out(dresidual ? dresidual : dx),
         stats(static_cast<const typename Norm::template Row<T>*>(b.stats)[row]), row_scale(row_value<T>(b.row_scale, row)), totals(totals) {}
+
+  BackwardRow with(const typename Norm::template Gradient<T>& known) const {
+    BackwardRow result = *this;
+    result.gradient = known;
+    return result;
+  }
 };
 
 // What 32 columns of a row add to the sums that its gradient rests on.
-template <class Norm, class Access, class N, class Accumulators, class T = typename Access::T>
-ADDNORM_INLINE void sum_step(const BackwardPlan<Access>& p, const BackwardRow<Norm, T>& row, int64_t c, N n, Accumulators& accumulators) {
-  const auto dys = Access::reader(p.call.dy.dtype, row.dy, c, n), zs = Access::reader(p.call.z.dtype, row.z, c, n);
-  const auto weights = parameter<Access>(p.weight, c, n);
-  each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
-    Piece<T> g = dys.get(u);
-    if (p.weight) g = g * weights.get(u);
-    Norm::add_gradient(row.stats, accumulators[u], g, zs.get(u));
-  });
-}
+template <class Norm, class Access, class N> struct SumStep {
+  using T = typename Access::T;
+  using Reader32 = decltype(Access::reader(DType::f32, static_cast<const char*>(nullptr), 0, N{}));
+  const BackwardRow<Norm, T>& row;
+  Reader32 dys, zs;
 
-// dz in 32 columns of a row, and what they add to dweight and dbias.
+  ADDNORM_INLINE SumStep(const BackwardPlan<Access>& p, const BackwardRow<Norm, T>& row, int64_t c, N n)
+      : row(row), dys(Access::reader(p.call.dy.dtype, row.dy, c, n)), zs(Access::reader(p.call.z.dtype, row.z, c, n)) {}
+  ADDNORM_INLINE void add(int u, Piece<T> weight, Piece<T>* sums) const {
+    Norm::add_gradient(row.stats, sums, dys.get(u) * weight, zs.get(u));
+  }
+};
+
+// dz in 32 columns of a row; what they add to dweight and dbias is added.
 template <class Norm, class Access, Form kForm, class N> struct SumGradient {
   using T = typename Access::T;
   using Reader32 = decltype(Access::reader(DType::f32, static_cast<const char*>(nullptr), 0, N{}));
   const BackwardPlan<Access>& p;
   const BackwardRow<Norm, T>& row;
-  decltype(parameter<Access>(static_cast<const T*>(nullptr), 0, N{})) weights;
+  int64_t c;
   Reader32 dys, zs, dss;
 
   ADDNORM_INLINE SumGradient(const BackwardPlan<Access>& p, const BackwardRow<Norm, T>& row, int64_t c, N n)
-      : p(p), row(row), weights(parameter<Access>(p.weight, c, n)), dys(Access::reader(p.call.dy.dtype, row.dy, c, n)),
-        zs(Access::reader(p.call.z.dtype, row.z, c, n)), dss(Access::reader(p.call.ds.dtype, row.ds, c, n)) {}
+      : p(p), row(row), c(c), dys(Access::reader(p.call.dy.dtype, row.dy, c, n)), zs(Access::reader(p.call.z.dtype, row.z, c, n)),
+        dss(Access::reader(p.call.ds.dtype, row.ds, c, n)) {}
 
-  ADDNORM_INLINE Piece<T> get(int u, Piece<T>* sums) const {
-    sums[kWeight] = sums[kBias] = all(T(0));
+  ADDNORM_INLINE Piece<T> get(int u, Piece<T> weight) const {
     if constexpr (kForm == Form::full)
       if (!p.has_dy) return dss.get(u);
     const Piece<T> xhat = Norm::normalise(row.stats, row.gradient, zs.get(u)), dy = dys.get(u);
-    sums[kWeight] = dy * xhat;
-    sums[kBias] = dy;
-    const Piece<T> dz = Norm::apply(row.stats, row.gradient, p.weight ? dy * weights.get(u) : dy, xhat);
+    row.totals.add_product(kWeight, c, u, dy, xhat);
+    row.totals.add(kBias, c, u, dy);
+    const Piece<T> dz = Norm::apply(row.stats, row.gradient, dy * weight, xhat);
     constexpr bool kHasDs = kForm == Form::dy_ds || kForm == Form::dropout_ds;
     return kHasDs || (kForm == Form::full && p.has_ds) ? dz + dss.get(u) : dz;
   }
 };
 
 // What the branch's side of the sum wants of dz in 32 columns: dx, dbranch_bias, dbranch_scale and a term of drow_scale.
-template <class Access, class N> struct BranchSide {
+template <class Norm, class Access, class N> struct BranchSide {
   using T = typename Access::T;
   using Columns32 = decltype(parameter<Access>(static_cast<const T*>(nullptr), 0, N{}));
   const BackwardPlan<Access>& p;
+  const BackwardRow<Norm, T>& row;
+  int64_t c;
   N n;
+  decltype(Access::reader(DType::f32, static_cast<const char*>(nullptr), 0, N{})) xs;
   Columns32 bias, scale;
-  BranchSide(const BackwardPlan<Access>& p, int64_t c, N n)
-      : p(p), n(n), bias(parameter<Access>(p.branch_bias, c, n)), scale(parameter<Access>(p.branch_scale, c, n)) {}
+  BranchSide(const BackwardPlan<Access>& p, const BackwardRow<Norm, T>& row, int64_t c, N n)
+      : p(p), row(row), c(c), n(n), xs(Access::reader(p.call.x.dtype, row.x, c, n)), bias(parameter<Access>(p.branch_bias, c, n)),
+        scale(parameter<Access>(p.branch_scale, c, n)) {}
 
-  template <class Xs> ADDNORM_INLINE Piece<T> dx(int u, const Xs& xs, const uint16_t* lanes, T row_scale, Piece<T> dz, Piece<T>* sums,
-                                                 Piece<T>& row_sum) const {
-    const Piece<T> kept = p.call.dropout.on ? keep<Access::kOrder>(lanes, u, p.keep_scale) : all(T(1));
+  ADDNORM_INLINE Piece<T> dx(int u, const uint16_t* lanes, Piece<T> dz, Piece<T>& row_sum) const {
+    const Piece<T> kept = p.call.dropout.on ? keep<Access::kOrder>(lanes + c, u, p.keep_scale) : all(T(1));
     const Piece<T> scales = p.branch_scale ? scale.get(u) : all(T(1));
-    sums[kBranchScale] = all(T(0));
     if (p.needs_branch) {
       Piece<T> v = xs.get(u);
       if (p.branch_bias) v = v + bias.get(u);
       const Piece<T> term = v * kept * dz;
-      sums[kBranchScale] = term * row_scale;
+      row.totals.add(kBranchScale, c, u, term * row.row_scale);
       row_sum = row_sum + only<Access::kOrder>(n, u, term * scales);
     }
-    return sums[kBranchBias] = dz * row_scale * scales * kept;
+    const Piece<T> dx = dz * row.row_scale * scales * kept;
+    row.totals.add(kBranchBias, c, u, dx);
+    return dx;
   }
 };
 
-// 32 columns of a row are written, in the forms without detour.
-template <class Norm, class Access, Form kForm, class N, class Streaming>
-ADDNORM_INLINE void write_step(const BackwardPlan<Access>& p, const BackwardRow<Norm, typename Access::T>& row, const uint16_t* lanes, int64_t c,
-                               N n, Streaming streaming) {
+// 32 columns of a row are written.
+template <class Norm, class Access, Form kForm, class N, class Streaming> struct WriteStep {
   using T = typename Access::T;
-  constexpr bool kDrops = kForm == Form::dropout || kForm == Form::dropout_ds, kDenormals = false;  // with dy they are flushed
-  const Backward& b = p.call;
-  const bool is_dx = !kDrops && b.dx.data;  // what is written first: dx, else dresidual
-  const SumGradient<Norm, Access, kForm, N> gradient(p, row, c, n);
-  auto out = Access::writer(is_dx ? b.dx.dtype : b.dresidual.dtype, is_dx ? row.dx : row.dresidual, c, n, streaming);
-  auto dx = Access::writer(b.dx.dtype, row.dx, c, n, streaming);
-  each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
-    Piece<T> sums[kColumnSums];
-    const Piece<T> dz = gradient.get(u, sums);
-    out.put(u, dz, kDenormals);
-    if constexpr (kDrops) dx.put(u, dz * keep<Access::kOrder>(lanes + c, u, p.keep_scale), kDenormals);
-    row.totals.template add<kBias + 1>(c, u, sums);
-  });
-  out.close();
-  if constexpr (kDrops) dx.close();
-}
+  using Writer32 = decltype(Access::writer(DType::f32, static_cast<char*>(nullptr), 0, N{}, Streaming(false)));
+  static constexpr bool kDrops = kForm == Form::dropout || kForm == Form::dropout_ds, kDenormals = false;  // with dy they are flushed
+  const BackwardPlan<Access>& p;
+  const uint16_t* lanes;
+  SumGradient<Norm, Access, kForm, N> gradient;
+  Writer32 out, dx;
 
-// The same with everything that can be asked for; row_terms(u) takes the terms of drow_scale.
-template <class Norm, class Access, class N, class Streaming, class RowTerms>
-ADDNORM_INLINE void write_full_step(const BackwardPlan<Access>& p, const BackwardRow<Norm, typename Access::T>& row, const uint16_t* lanes,
-                                    int64_t c, N n, Streaming streaming, RowTerms&& row_terms) {
+  ADDNORM_INLINE WriteStep(const BackwardPlan<Access>& p, const BackwardRow<Norm, T>& row, const uint16_t* lanes, int64_t c, N n,
+                           Streaming streaming)
+      : p(p), lanes(lanes + c), gradient(p, row, c, n), out(Access::writer(p.call.dy.dtype, row.out, c, n, streaming)),
+        dx(Access::writer(p.call.dy.dtype, kDrops ? row.dx : row.out, c, n, streaming)) {}
+  ADDNORM_INLINE void put(int u, Piece<T> weight, Piece<T>*) {
+    const Piece<T> dz = gradient.get(u, weight);
+    out.put(u, dz, kDenormals);
+    if constexpr (kDrops) dx.put(u, dz * keep<Access::kOrder>(lanes, u, p.keep_scale), kDenormals);
+  }
+  ADDNORM_INLINE void close() const {
+    out.close();
+    if constexpr (kDrops) dx.close();
+  }
+};
+
+// The same with everything that can be asked for.
+template <class Norm, class Access, class N, class Streaming> struct WriteStep<Norm, Access, Form::full, N, Streaming> {
   using T = typename Access::T;
-  const Backward& b = p.call;
-  const SumGradient<Norm, Access, Form::full, N> gradient(p, row, c, n);
-  const BranchSide<Access, N> branch(p, c, n);
-  const auto xs = Access::reader(b.x.dtype, row.x, c, n);
-  auto dxs = Access::writer(b.dx.dtype, row.dx, c, n, streaming), dresiduals = Access::writer(b.dresidual.dtype, row.dresidual, c, n, streaming);
-  each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
-    Piece<T> sums[kColumnSums];
-    const Piece<T> dz = gradient.get(u, sums);
+  using Writer32 = decltype(Access::writer(DType::f32, static_cast<char*>(nullptr), 0, N{}, Streaming(false)));
+  const BackwardPlan<Access>& p;
+  const BackwardRow<Norm, T>& row;
+  const uint16_t* lanes;
+  SumGradient<Norm, Access, Form::full, N> gradient;
+  BranchSide<Norm, Access, N> branch;
+  Writer32 dxs, dresiduals;
+
+  ADDNORM_INLINE WriteStep(const BackwardPlan<Access>& p, const BackwardRow<Norm, T>& row, const uint16_t* lanes, int64_t c, N n,
+                           Streaming streaming)
+      : p(p), row(row), lanes(lanes), gradient(p, row, c, n), branch(p, row, c, n),
+        dxs(Access::writer(p.call.dx.dtype, row.dx, c, n, streaming)),
+        dresiduals(Access::writer(p.call.dresidual.dtype, row.dresidual, c, n, streaming)) {}
+  ADDNORM_INLINE void put(int u, Piece<T> weight, Piece<T>* sums) {
+    const Piece<T> dz = gradient.get(u, weight);
     if (row.dresidual) dresiduals.put(u, dz * p.residual_scale);
-    const Piece<T> dx = branch.dx(u, xs, lanes + c, row.row_scale, dz, sums, row_terms(u));
+    const Piece<T> dx = branch.dx(u, lanes, dz, sums[Norm::kGradientSums]);
     if (row.dx) dxs.put(u, dx);
-    row.totals.template add<kColumnSums>(c, u, sums);
-  });
-  if (row.dresidual) dresiduals.close();
-  if (row.dx) dxs.close();
-}
+  }
+  ADDNORM_INLINE void close() const {
+    if (row.dresidual) dresiduals.close();
+    if (row.dx) dxs.close();
+  }
+};
+
+// No row to sum or to write.
+struct NoStep {
+  template <class... A> ADDNORM_INLINE NoStep(const A&...) {}
+  template <class... A> ADDNORM_INLINE void add(const A&...) const {}
+  template <class... A> ADDNORM_INLINE void put(const A&...) const {}
+  ADDNORM_INLINE void close() const {}
+};
 
 // One loop goes through a row for its sums, and through the row before it, whose sums are known, to write it: the one computes while
 // the other waits for memory.
 template <class Norm, class Access, Form kForm, bool kSums, bool kWrites, class Streaming, class T = typename Access::T>
-ADDNORM_OUTLINE void backward_pass(const BackwardPlan<Access>& plan, const BackwardRow<Norm, T>& next, const BackwardRow<Norm, T>& written,
-                                   const uint16_t* lanes, Streaming streaming, typename Norm::template Gradient<T>& gradient) {
+ADDNORM_OUTLINE typename Norm::template Gradient<T> backward_pass(const BackwardPlan<Access>& plan, const BackwardRow<Norm, T>& next,
+                                                                   const BackwardRow<Norm, T>& before, typename Norm::template Gradient<T> gradient,
+                                                                   const uint16_t* lanes, Streaming streaming) {
   constexpr bool kFull = kForm == Form::full, kReadsDs = kFull || kForm == Form::dy_ds || kForm == Form::dropout_ds;
   constexpr int kRowTerms = Norm::kGradientSums;
   const BackwardPlan<Access> p = plan;  // copies: what no store can change stays in registers
-  const BackwardRow<Norm, T> summed = next, row = written;
+  const BackwardRow<Norm, T> summed = next;
+  const BackwardRow<Norm, T> row = before.with(gradient);
   T sums[kRowTerms + kFull];
   row_sums<Access::kCompact>(p.call.d, sums, [&](int64_t c, auto n, auto accumulators) ADDNORM_LAMBDA {
-    if constexpr (kSums) {
-      if (streaming) Access::fetch(summed.dy, c, n), Access::fetch(summed.z, c, n);
-      if (!kFull || p.has_dy) sum_step(p, summed, c, n, accumulators);
-    }
+    using N = decltype(n);
+    if (kSums && streaming) Access::fetch(summed.dy, c, n), Access::fetch(summed.z, c, n);
     if (kWrites && kReadsDs && streaming && row.ds) Access::fetch(row.ds, c, n);
-    if constexpr (kWrites && kFull) {
-      write_full_step(p, row, lanes, c, n, streaming, [&](int u) ADDNORM_LAMBDA -> Piece<T>& { return accumulators[u][kRowTerms]; });
-    } else if constexpr (kWrites) {
-      write_step<Norm, Access, kForm>(p, row, lanes, c, n, streaming);
-    }
+    const auto weights = parameter<Access>(p.weight, c, n);
+    const std::conditional_t<kSums, SumStep<Norm, Access, N>, NoStep> sum(p, summed, c, n);
+    std::conditional_t<kWrites, WriteStep<Norm, Access, kForm, N, Streaming>, NoStep> write(p, row, lanes, c, n, streaming);
+    each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA {
+      const Piece<T> weight = weights.get(u);
+      if (!kFull || p.has_dy) sum.add(u, weight, accumulators[u]);
+      write.put(u, weight, accumulators[u]);
+    });
+    write.close();
   });
-  if constexpr (kSums) gradient = Norm::gradient(summed.stats, sums, static_cast<T>(p.call.d));
   if constexpr (kWrites && kFull)
     if (p.call.drow_scale.data) store_scalar(p.call.drow_scale, row.row, sums[kRowTerms]);
+  if constexpr (kSums) return Norm::gradient(summed.stats, sums, static_cast<T>(p.call.d));
+  else return {};
 }
 
 // The rows of the blocks [begin, end).
@@ -211,25 +250,28 @@ template <class Norm, class Access, Form kForm, class Streaming> inline void bac
   const Streaming streaming(p.streaming);
   const auto draw = [&](const Row& row) { if (keys) kept_lanes(lanes, b.d, b.dropout.threshold, *keys, static_cast<uint64_t>(row.row)); };
 
-  std::optional<Row> before;
+  std::optional<Row> rows[2];  // the one that is summed and the one before it, in turn: a copy would wait for the stores
+  typename Norm::template Gradient<typename Access::T> gradient = {};
+  int64_t count = 0;
   for (int64_t block = begin; block < end; ++block) {
     const auto totals = job.partials.totals_of(block);
     totals.clear(b.d);
-    for (int64_t i = job.blocks.begin(block); i < job.blocks.end(block); ++i) {
-      Row row(b, i, totals);
-      if (before) {
-        draw(*before);
-        backward_pass<Norm, Access, kForm, true, true>(p, row, *before, lanes, streaming, row.gradient);
+    for (int64_t i = job.blocks.begin(block); i < job.blocks.end(block); ++i, ++count) {
+      const Row& row = rows[count % 2].emplace(b, i, totals);
+      if (count) {
+        const Row& before = *rows[1 - count % 2];
+        draw(before);
+        gradient = backward_pass<Norm, Access, kForm, true, true>(p, row, before, gradient, lanes, streaming);
         if (i == job.blocks.begin(block)) job.partials.join(begin, block - 1);
       } else {
-        backward_pass<Norm, Access, kForm, true, false>(p, row, row, lanes, streaming, row.gradient);
+        gradient = backward_pass<Norm, Access, kForm, true, false>(p, row, row, gradient, lanes, streaming);
       }
-      before = row;
     }
   }
-  if (!before) return;
-  draw(*before);
-  backward_pass<Norm, Access, kForm, false, true>(p, *before, *before, lanes, streaming, before->gradient);
+  if (!count) return;
+  const Row& last = *rows[1 - count % 2];
+  draw(last);
+  backward_pass<Norm, Access, kForm, false, true>(p, last, last, gradient, lanes, streaming);
   job.partials.join(begin, end - 1);
   if (p.streaming) stream_fence();
 }

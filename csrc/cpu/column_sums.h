@@ -37,13 +37,14 @@ template <class T> struct ColumnTotals {
       if (t) __builtin_memset(t, 0, static_cast<size_t>(padded(d)) * sizeof(T));
   }
 
-  // Piece u of the first K sums.
-  template <int K> ADDNORM_INLINE void add(int64_t column, int u, const Piece<T>* sums) const {
-    each<K>([&](auto k) ADDNORM_LAMBDA {
-      if (!total[k]) return;
-      T* const p = total[k] + column;
-      store_piece(p, u, load_piece<T>(p, u) + sums[k]);
-    });
+  // To piece u of 32 columns of a sum.
+  ADDNORM_INLINE void add(ColumnSum sum, int64_t column, int u, Piece<T> term) const {
+    T* const p = total[sum];
+    if (p) store_piece(p + column, u, load_piece<T>(p + column, u) + term);
+  }
+  ADDNORM_INLINE void add_product(ColumnSum sum, int64_t column, int u, Piece<T> a, Piece<T> b) const {
+    T* const p = total[sum];
+    if (p) store_piece(p + column, u, fma(a, b, load_piece<T>(p + column, u)));
   }
 };
 

@@ -6,9 +6,9 @@
 namespace addnorm {
 namespace {
 
-constexpr int64_t kKept = int64_t{2} << 20;
+constexpr int64_t kKept = int64_t{2} << 20;  // by each thread; more comes from the pool
 
-struct Block {
+struct Own {
   char* data = nullptr;
   int64_t bytes = 0;
   void release() {
@@ -16,27 +16,29 @@ struct Block {
     data = nullptr;
     bytes = 0;
   }
-  ~Block() { release(); }
+  ~Own() { release(); }
 };
 
-thread_local Block blocks[2];
+thread_local Own owned[2];
 
 }  // namespace
 
 Scratch::Scratch(Use use, int64_t bytes) : use_(use) {
-  Block& block = blocks[use];
-  if (block.bytes < bytes) {
-    block.release();
+  if (bytes > kKept) pooled_ = take_block(bytes);
+  Own& own = owned[use];
+  if (!pooled_.data && own.bytes < bytes) {
+    own.release();
     const int64_t wanted = (bytes + 4095) / 4096 * 4096;
-    block.data = static_cast<char*>(std::aligned_alloc(4096, static_cast<size_t>(wanted)));
-    if (!block.data) throw std::bad_alloc();
-    block.bytes = wanted;
+    own.data = static_cast<char*>(std::aligned_alloc(4096, static_cast<size_t>(wanted)));
+    if (!own.data) throw std::bad_alloc();
+    own.bytes = wanted;
   }
-  next_ = block.data;
+  next_ = pooled_.data ? static_cast<char*>(pooled_.data) : own.data;
 }
 
 Scratch::~Scratch() {
-  if (blocks[use_].bytes > kKept) blocks[use_].release();
+  if (pooled_.data) give_back(pooled_);
+  if (owned[use_].bytes > kKept) owned[use_].release();  // where there is no pool
 }
 
 }  // namespace addnorm

@@ -1,7 +1,9 @@
-// Scratch memory of the calling thread, kept from call to call while it is small: a tiny norm must not pay for malloc.
+// Scratch memory of the calling thread, kept from call to call: a tiny norm must not pay for malloc, nor a large one for new pages.
 #pragma once
 
 #include <cstdint>
+
+#include "pool.h"
 
 namespace addnorm {
 
@@ -25,6 +27,7 @@ class Scratch {
 
  private:
   Use use_;
+  Block pooled_;
   char* next_;
 };
 

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "in_python.h"
+#include "operators.h"
 #include "plain.h"
 
 namespace addnorm {
@@ -206,6 +207,7 @@ struct AddNormBackward : public Node {
     Options& options = call.settings.options;
     options.norm = kernel_norm(call.settings.norm);
     if (call.settings.seed != nullptr) options.seed = seed_value(*call.settings.seed);
+    check_backward(call, options.norm);
     return backward(in, call.operands, options, call.types, call.needs);
   }
 

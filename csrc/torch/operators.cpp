@@ -160,7 +160,7 @@ std::array<at::Tensor, 3> run_forward(const ForwardArguments& call) {
   return results;
 }
 
-std::array<at::Tensor, kOperands> run_backward(const BackwardArguments& call) {
+void check_backward(const BackwardArguments& call, Norm norm) {
   const at::Tensor& z = *call.incoming.z;
   check_operands(call.operands, z.sizes());
   TORCH_CHECK(is_supported(z.scalar_type()), "addnorm: there is no kernel for ", z.scalar_type());
@@ -172,10 +172,9 @@ std::array<at::Tensor, kOperands> run_backward(const BackwardArguments& call) {
     TORCH_CHECK(is_supported(t->scalar_type()), "addnorm: there is no kernel for ", t->scalar_type());
     TORCH_CHECK(t->sizes() == z.sizes(), "addnorm: a gradient of shape ", t->sizes(), " where ", z.sizes(), " is due");
   }
-  const Options options = kernel_options(call.settings);
   const at::Tensor& stats = *call.incoming.stats;
   at::DimVector kept(z.sizes());
-  kept.back() = stats_per_row(options.norm);
+  kept.back() = stats_per_row(norm);
   TORCH_CHECK(stats.sizes() == kept, "addnorm: statistics of shape ", stats.sizes(), " where ", kept, " is due");
   TORCH_CHECK(stats.scalar_type() == at::kFloat || stats.scalar_type() == at::kDouble, "addnorm: statistics are Float or Double, got ",
               stats.scalar_type());
@@ -186,8 +185,13 @@ std::array<at::Tensor, kOperands> run_backward(const BackwardArguments& call) {
   for (const at::ScalarType type : {call.types.x, call.types.residual, call.types.bias}) {
     TORCH_CHECK(is_supported(type), "addnorm: there is no kernel for ", type);
   }
+}
+
+std::array<at::Tensor, kOperands> run_backward(const BackwardArguments& call) {
+  const Options options = kernel_options(call.settings);
+  check_backward(call, options.norm);
   Gradients grads = backward(call.incoming, call.operands, options, call.types, call.needs);
-  fill(grads, z.scalar_type());
+  fill(grads, call.incoming.z->scalar_type());
   return grads;
 }
 

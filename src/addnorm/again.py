@@ -84,7 +84,7 @@ def again(
     plan, addresses = found
     x, residual, weight, bias, branch_bias, branch_scale, row_scale = tensors
     p = p if training else 0.0
-    seed = draw_seed(x.device) if p else None
+    seed = draw_seed(x) if p else None
     addresses.append(None if seed is None else seed.data_ptr())
     y, z, stats = named(plan, addresses) if profiler._is_profiler_enabled else plan(addresses)
     if stats is not None:

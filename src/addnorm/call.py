@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -195,8 +195,8 @@ def describe(
         call = replace(call, row_scale=row_scale.to(call.compute_dtype).expand(x.shape[:-1]))
     if branch_scale is None or isinstance(branch_scale, Tensor):
         return call
-    factor = torch.full((), branch_scale, dtype=call.compute_dtype, device=x.device)
-    return replace(call, branch_scale=factor)
+    factor = torch.full((), branch_scale, dtype=torch.float64, device=x.device)  # it may be infinite in float32
+    return replace(call, branch_scale=factor.to(call.compute_dtype))
 
 
 def stored_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
@@ -220,15 +220,16 @@ def as_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor | None:
     return torch.full((), seed, dtype=torch.int64, device=device)
 
 
-def with_seed(call: Call) -> Call:
-    """The call with a seed from torch's generator, if it drops out and has none."""
+def draw_seed(x: Tensor) -> Tensor:
+    """A seed from torch's generator, on x's device."""
+    return torch.randint(SEED_LIMIT - 1, (), dtype=torch.int64, device=x.device)
+
+
+def with_seed(call: Call, draw: Callable[[Tensor], Tensor] = draw_seed) -> Call:
+    """The call with a seed that is drawn, if it drops out and has none."""
     if call.dropout_p == 0 or call.seed is not None:
         return call
-    return replace(call, seed=draw_seed(call.x.device))
-
-
-def draw_seed(device: torch.device) -> Tensor:
-    return torch.randint(SEED_LIMIT - 1, (), dtype=torch.int64, device=device)
+    return replace(call, seed=draw(call.x))
 
 
 def dropout_threshold(p: float) -> int:

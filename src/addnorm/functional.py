@@ -11,7 +11,7 @@ from . import ops
 from .again import again
 from .backends import BACKENDS, Dispatch, explain, select, transforms_active
 from .backends.native import EXTENSION
-from .call import Call, check_tensor, describe, with_seed
+from .call import Call, check_tensor, describe, draw_seed, with_seed
 from .norms import Norm, policy
 from .outputs import check_apart, check_out
 
@@ -71,9 +71,9 @@ def add_norm(
     Returns:
         y, of x's shape, contiguous.
 
-    The arithmetic and the sums are float32, or float64 if any tensor is; y is rounded once. Every tensor gets a
-    gradient, to any order. Kept for the backward are z and the row's statistics, and x where a gradient of
-    branch_scale or row_scale is asked for; never the mask.
+    The arithmetic and the sums are float32, or float64 if any tensor is; y is rounded once, from float64 to 16 bits
+    by way of float32. Every tensor gets a gradient, to any order. Kept for the backward are z and the row's
+    statistics, and x where a gradient of branch_scale or row_scale is asked for; never the mask.
 
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is allowed.
@@ -198,7 +198,7 @@ def run(
     check_out("out", out, call.out_dtype, call)
     check_out("stream_out", stream_out, call.stream_dtype, call)
     check_apart(out, stream_out)
-    call = with_seed(call)
+    call = with_seed(call, ops.draw_in_graph if torch.compiler.is_compiling() and not transformed else draw_seed)
     if transformed or isinstance(call.norm, Norm):  # whose own tensors no operator's schema has
         y, z, _ = BACKENDS[chosen].forward(call, keep_stream=stream, keep_stats=False, out=out, stream_out=stream_out)
         return y, y if z is None else z

@@ -1,4 +1,5 @@
-"""The operators ``addnorm::forward``, ``addnorm::forward_out`` and ``addnorm::backward``.
+"""The operators ``addnorm::forward``, ``addnorm::forward_out`` and ``addnorm::backward``; ``addnorm::seed`` and
+``addnorm::mask`` for graphs.
 
 The only file that speaks to torch.library: schemas, fake kernels, autograd. The arguments of an operator are
 the fields of `Call` and `Gradient`, in their order, and a few switches. What most calls leave at its default comes
@@ -20,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
-from . import again, reference
+from . import again, reference, rng
 from .arguments import FORWARD_ARGUMENTS, as_call, as_gradient, forward_arguments
 from .backends import BACKENDS, KERNELS, able, backend_of, native
-from .call import CALL_FIELDS, OPERANDS, Call, stored_dtype
+from .call import CALL_FIELDS, OPERANDS, Call, draw_seed, stored_dtype
 from .checked import checked_call, checked_gradient
 from .norms import NORMS
 from .outputs import check_apart, check_out
@@ -49,6 +50,12 @@ for prefix in ("", "_"):
     LIBRARY.define(f"{prefix}backward{BACKWARD}", tags=TAGS)
 LIBRARY.define(
     f"forward_out({CALL}, {OPTIONS}, {DTYPES}, {BACKEND}, *, Tensor(a!) out, Tensor(b!)? stream_out) -> ()", tags=TAGS
+)
+
+# Graphs have these whole. The seed, since torch's own randint may be drawn again in a compiled backward to save memory.
+LIBRARY.define("seed(Tensor x) -> Tensor", tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag))
+LIBRARY.define(
+    "mask(Tensor seed, SymInt rows, SymInt columns, int threshold) -> Tensor", tags=torch.Tag.pt2_compliant_tag
 )
 
 DEFAULTS = {
@@ -216,6 +223,30 @@ def _reference_backward(*arguments: Any) -> tuple[Tensor | None, ...]:
     gradient = as_gradient(arguments)
     grads = reference.backward(gradient)
     return tuple(grads[name] for name in OPERANDS)
+
+
+def draw_in_graph(x: Tensor) -> Tensor:
+    """`draw_seed` as one operator."""
+    return torch.ops.addnorm.seed(x.detach())
+
+
+torch.library.impl(LIBRARY, "seed", "CompositeExplicitAutograd")(draw_seed)
+torch.library.impl(LIBRARY, "mask", "CompositeExplicitAutograd")(rng.mask)
+
+
+@torch.library.register_fake("addnorm::seed", lib=LIBRARY)
+def _seed_fake(x: Tensor) -> Tensor:
+    return x.new_empty((), dtype=torch.int64)
+
+
+@torch.library.register_fake("addnorm::mask", lib=LIBRARY)
+def _mask_fake(seed: Tensor, rows: int, columns: int, threshold: int) -> Tensor:
+    return seed.new_empty((*seed.shape, rows, columns), dtype=torch.bool)
+
+
+@torch.library.register_vmap("addnorm::mask", lib=LIBRARY)
+def _mask_batched(info: Any, dims: tuple[int, ...], seed: Tensor, *sizes: int) -> tuple[Tensor, int]:
+    return torch.ops.addnorm.mask(seed.movedim(dims[0], 0), *sizes), 0
 
 
 def _or_empty(result: Tensor | None, like: Tensor) -> Tensor:

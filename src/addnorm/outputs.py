@@ -53,7 +53,8 @@ def overlaps_itself(t: Tensor) -> bool:
 
 
 def is_same_view(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and a.stride() == b.stride()
+    steps = [[s for s, size in zip(t.stride(), t.shape, strict=True) if size > 1] for t in (a, b)]
+    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype and steps[0] == steps[1]
 
 
 def overlaps(a: Tensor, b: Tensor) -> bool:

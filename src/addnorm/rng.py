@@ -19,7 +19,7 @@ LOW_32 = 0xFFFFFFFF
 
 
 def mask(seed: int | Tensor, rows: int, columns: int, threshold: int) -> Tensor:
-    """Which elements dropout keeps: a bool tensor ``(rows, columns)``.
+    """Which elements dropout keeps: a bool tensor ``(rows, columns)``, one for each seed of a tensor of them.
 
     An element is dropped iff its lane is below `threshold` = min(round(65536 p), 65535).
 
@@ -31,13 +31,13 @@ def mask(seed: int | Tensor, rows: int, columns: int, threshold: int) -> Tensor:
 
 
 def lanes(seed: int | Tensor, rows: int, columns: int) -> Tensor:
-    """The 16-bit lanes, uniform on [0, 65536): an int64 tensor ``(rows, columns)``."""
-    seed = torch.as_tensor(seed, dtype=torch.int64)
+    """The 16-bit lanes, uniform on [0, 65536): an int64 tensor ``(rows, columns)``, one for each seed."""
+    seed = torch.as_tensor(seed, dtype=torch.int64)[..., None, None]
     row = torch.arange(rows, device=seed.device).unsqueeze(1)
     block = torch.arange(-(-columns // LANES), device=seed.device).unsqueeze(0)
     words = philox(low(seed), high(seed), low(row), high(row), low(block), high(block))
     halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
-    return torch.stack(halves, dim=-1).reshape(rows, LANES * block.shape[1])[:, :columns]
+    return torch.stack(halves, dim=-1).flatten(-2)[..., :columns]
 
 
 def philox(key0: Tensor, key1: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tuple[Tensor, ...]:
