@@ -241,8 +241,9 @@ template <class Norm, class Access, Form kForm, class Streaming> inline void bac
   BackwardPlan<Access> p = job.plan;
   const Backward& b = p.call;
   const int64_t space = b.dropout.on ? lane_space(b.d) : 0;
-  Scratch scratch(Scratch::rows, Scratch::space<uint16_t>(space) + p.space());
+  Scratch scratch(Scratch::rows, Scratch::space<uint16_t>(space) + p.space() + job.partials.groups_space());
   p.take(scratch);
+  auto* const groups = job.partials.take_groups(scratch);
   uint16_t* const lanes = scratch.take<uint16_t>(space);
   std::optional<RoundKeys> keys;
   if (b.dropout.on) keys.emplace(b.dropout.seed);
@@ -254,15 +255,17 @@ template <class Norm, class Access, Form kForm, class Streaming> inline void bac
   typename Norm::template Gradient<typename Access::T> gradient = {};
   int64_t count = 0;
   for (int64_t block = begin; block < end; ++block) {
-    const auto totals = job.partials.totals_of(block);
-    totals.clear(b.d);
+    ColumnTotals<typename Access::T> totals;
     for (int64_t i = job.blocks.begin(block); i < job.blocks.end(block); ++i, ++count) {
+      const int64_t place = i - job.blocks.begin(block);
+      const bool opens = place % RowBlocks::kGroup == 0;
+      if (opens) totals = job.partials.totals_of(block, place / RowBlocks::kGroup, groups), totals.clear(b.d);
       const Row& row = rows[count % 2].emplace(b, i, totals);
       if (count) {
         const Row& before = *rows[1 - count % 2];
         draw(before);
         gradient = backward_pass<Norm, Access, kForm, true, true>(p, row, before, gradient, lanes, streaming);
-        if (i == job.blocks.begin(block)) job.partials.join(begin, block - 1);
+        if (opens) job.partials.complete(begin, i - 1, groups);
       } else {
         gradient = backward_pass<Norm, Access, kForm, true, false>(p, row, row, gradient, lanes, streaming);
       }
@@ -272,16 +275,16 @@ template <class Norm, class Access, Form kForm, class Streaming> inline void bac
   const Row& last = *rows[1 - count % 2];
   draw(last);
   backward_pass<Norm, Access, kForm, false, true>(p, last, last, gradient, lanes, streaming);
-  job.partials.join(begin, end - 1);
+  job.partials.complete(begin, job.blocks.end(end - 1) - 1, groups);
   if (p.streaming) stream_fence();
 }
 
 template <class Norm, class Access, Form kForm> inline void backward_with(const Backward& b, const Runtime& runtime) {
   using T = typename Access::T;
   const RowBlocks blocks(b.rows);
-  Partials<Access> partials(b, blocks.count());
+  Partials<Access> partials(b, blocks);
   Scratch scratch(Scratch::call, partials.space());
-  partials.place(scratch, b.weight.data);
+  partials.place(scratch);
   int64_t written = 0;
   for (const Matrix* m : {&b.dx, &b.dresidual})
     if (m->data) written += b.rows * b.d * element_bytes(m->dtype);

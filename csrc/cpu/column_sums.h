@@ -1,7 +1,8 @@
 // Sums over the rows, one per column (dweight, dbias, ...), in an order that the shape alone fixes.
 //
 // The rows are cut into blocks; each block adds up its rows into a partial of its own, and the partials are added in a binary tree over the
-// blocks. A thread adds those of its own as soon as it has them; few are left to be fetched from other cores.
+// blocks. A thread adds those of its own as soon as it has them; few are left to be fetched from other cores. In a long block the rows of
+// a group are added one after another, and then the groups: so sums over many rows stay good.
 #pragma once
 
 #include "isa/denormals.h"
@@ -16,7 +17,7 @@ enum ColumnSum { kWeight, kBias, kBranchBias, kBranchScale };
 
 // A fixed function of the shape: few enough blocks that the partials stay small beside the activations, enough for the threads.
 struct RowBlocks {
-  static constexpr int64_t kMost = 64;
+  static constexpr int64_t kMost = 64, kGroup = 64;
   int64_t rows, length;
   explicit RowBlocks(int64_t rows) : rows(rows) {
     const int64_t least = rows <= 128 ? 16 : 32;
@@ -52,18 +53,24 @@ template <class Access> class Partials {
  public:
   using T = typename Access::T;
 
-  Partials(const Backward& b, int64_t blocks)
-      : outputs_{b.dweight, b.dbias, b.dbranch_bias, b.dbranch_scale}, d_(b.d), blocks_(blocks), flushes_(b.dy.data != nullptr) {
+  Partials(const Backward& b, RowBlocks blocks)
+      : outputs_{b.dweight, b.dbias, b.dbranch_bias, b.dbranch_scale}, weight_(b.weight.data), d_(b.d), blocks_(blocks),
+        flushes_(b.dy.data != nullptr) {
     for (const Vector& v : outputs_) count_ += v.data != nullptr;
   }
 
-  int64_t space() const { return apart_space<T>(size()); }
-  void place(Scratch& scratch, const void* weight) { data_ = take_apart<T>(scratch, size(), {weight}); }
+  int64_t space() const { return apart_space<T>(blocks_.count() * block_size()); }
+  void place(Scratch& scratch) { data_ = take_apart<T>(scratch, blocks_.count() * block_size(), {weight_}); }
   bool any() const { return count_ > 0; }
 
-  ColumnTotals<T> totals_of(int64_t block) const {
+  // What a thread needs for itself: two groups, since the next one's first row is at hand before the last of one is added.
+  int64_t groups_space() const { return blocks_.length > RowBlocks::kGroup ? apart_space<T>(2 * block_size()) : 0; }
+  T* take_groups(Scratch& scratch) const { return groups_space() ? take_apart<T>(scratch, 2 * block_size(), {weight_}) : nullptr; }
+
+  // The sums of a group: the block's own for its first, else one of the thread's.
+  ColumnTotals<T> totals_of(int64_t block, int64_t group = 0, T* groups = nullptr) const {
     ColumnTotals<T> result;
-    T* next = data_ + block * block_size();
+    T* next = group == 0 ? data_ + block * block_size() : groups + group % 2 * block_size();
     for (int i = 0; i < kColumnSums; ++i) {
       result.total[i] = outputs_[i].data ? next : nullptr;
       if (outputs_[i].data) next += skewed<T>(d_);
@@ -71,20 +78,17 @@ template <class Access> class Partials {
     return result;
   }
 
-  // Block `last` is complete, as those from `first` on are: subtrees of which both halves are among them are added up.
-  void join(int64_t first, int64_t last) {
-    int64_t root = last;
-    for (int64_t span = 1; (last & span) && root - span >= first; span *= 2) {
-      add(root - span, root, 0, padded(d_));
-      joined_[root] = true;
-      root -= span;
-    }
+  // `row` is the last of its group: the group is added to its block, and a block that is whole to those from `first` on.
+  void complete(int64_t first, int64_t row, T* groups) {
+    const int64_t block = row / blocks_.length, group = row % blocks_.length / RowBlocks::kGroup;
+    if (group > 0) add(totals_of(block), totals_of(block, group, groups), 0, padded(d_));
+    if (row + 1 == blocks_.end(block)) join(first, block);
   }
 
   // Adds up what is left and writes the outputs.
   void finish(const Runtime& runtime) {
     int64_t left = -1;  // the root is added to none
-    for (int64_t i = 0; i < blocks_; ++i) left += !joined_[i];
+    for (int64_t i = 0; i < blocks_.count(); ++i) left += !joined_[i];
     const int64_t steps = padded(d_) / kStep, grain = 16384 / (kStep * count_ * left + 1) + 1;
     if (left == 0 || steps <= grain) add_rest(this, 0, steps);
     else runtime.parallel_for(steps, grain, this, add_rest);
@@ -96,11 +100,19 @@ template <class Access> class Partials {
  private:
   // Whole pages: all blocks lie alike.
   int64_t block_size() const { return in_pages<T>(count_ * skewed<T>(d_)); }
-  int64_t size() const { return blocks_ * block_size(); }
 
-  // Adds a block's columns [begin, end) to those of another.
-  void add(int64_t into, int64_t from, int64_t begin, int64_t end) const {
-    const ColumnTotals<T> sum = totals_of(into), term = totals_of(from);
+  // Block `last` is complete, as those from `first` on are: subtrees of which both halves are among them are added up.
+  void join(int64_t first, int64_t last) {
+    int64_t root = last;
+    for (int64_t span = 1; (last & span) && root - span >= first; span *= 2) {
+      add(totals_of(root - span), totals_of(root), 0, padded(d_));
+      joined_[root] = true;
+      root -= span;
+    }
+  }
+
+  // Adds the columns [begin, end) of some sums to those of others.
+  void add(const ColumnTotals<T>& sum, const ColumnTotals<T>& term, int64_t begin, int64_t end) const {
     for (int i = 0; i < kColumnSums; ++i) {
       for (int64_t c = begin; sum.total[i] && c < end; c += kStep) {
         const Pair<T> v = load_pair<T>(sum.total[i] + c, Whole{}) + load_pair<T>(term.total[i] + c, Whole{});
@@ -113,9 +125,10 @@ template <class Access> class Partials {
   static void add_rest(void* context, int64_t begin, int64_t end) {
     const Partials& p = *static_cast<Partials*>(context);
     const FlushDenormals flush(p.flushes_);  // as where blocks are joined
-    for (int64_t span = 1; span < p.blocks_; span *= 2) {
-      for (int64_t i = 0; i + span < p.blocks_; i += 2 * span)
-        if (!p.joined_[i + span]) p.add(i, i + span, begin * kStep, end * kStep);
+    const int64_t blocks = p.blocks_.count();
+    for (int64_t span = 1; span < blocks; span *= 2) {
+      for (int64_t i = 0; i + span < blocks; i += 2 * span)
+        if (!p.joined_[i + span]) p.add(p.totals_of(i), p.totals_of(i + span), begin * kStep, end * kStep);
     }
   }
 
@@ -133,7 +146,9 @@ template <class Access> class Partials {
   }
 
   const Vector outputs_[kColumnSums];
-  const int64_t d_, blocks_;
+  const void* const weight_;
+  const int64_t d_;
+  const RowBlocks blocks_;
   const bool flushes_;
   int count_ = 0;
   bool joined_[RowBlocks::kMost] = {};  // added to the block that begins the other half of its subtree

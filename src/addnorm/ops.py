@@ -244,9 +244,11 @@ def _mask_fake(seed: Tensor, rows: int, columns: int, threshold: int) -> Tensor:
     return seed.new_empty((*seed.shape, rows, columns), dtype=torch.bool)
 
 
-@torch.library.register_vmap("addnorm::mask", lib=LIBRARY)
 def _mask_batched(info: Any, dims: tuple[int, ...], seed: Tensor, *sizes: int) -> tuple[Tensor, int]:
     return torch.ops.addnorm.mask(seed.movedim(dims[0], 0), *sizes), 0
+
+
+torch.library.register_vmap("addnorm::mask", _mask_batched, lib=LIBRARY)
 
 
 def _or_empty(result: Tensor | None, like: Tensor) -> Tensor:
