@@ -117,6 +117,15 @@ def test_admin_whose_profile_fails_is_left_as_it_was() -> None:
     assert all(torch.equal(v, before[k]) for k, v in stack.state_dict().items())
 
 
+@pytest.mark.parametrize(("count", "fill", "index"), [(0, 1.0, 0), (2, math.nan, 0), (2, 1.0, 1)])
+def test_admin_refuses_a_sample_without_a_variance(count: int, fill: float, index: int) -> None:
+    stack, sample = Stack(mixers(torch.float32), D, placement="admin"), torch.full((count, 3, D), fill)
+    nn.init.constant_(stack.sublayers[1].fc2.bias, math.inf)  # pyright: ignore
+    with pytest.raises(ValueError, match=rf"the branch of sublayer {index}, of shape \(.*, 3, 12\), has no finite"):
+        stack.initialise(sample)
+    assert all(torch.equal(scale, torch.ones(D)) for scale in stack.placement.scales)  # pyright: ignore[reportGeneralTypeIssues]
+
+
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_a_placement_with_no_rule_says_so(name: str) -> None:
     stack = Stack(mixers(torch.float32), D, placement=name)
@@ -202,6 +211,10 @@ def test_packed_matrices_are_parted_either_way(shape: tuple[int, int]) -> None:
             "of different sizes are packed",
         ),
         (lambda: nn.ModuleDict({"qkv": nn.Linear(D, 2 * D), "proj": nn.Linear(D, D)}), "of different sizes are packed"),
+        (  # queries of 2 D, keys and values of D / 2
+            lambda: nn.ModuleDict({"qkv": nn.Linear(D, 3 * D), "proj": nn.Linear(2 * D, D)}),
+            "of different sizes are packed",
+        ),
     ],
 )
 def test_initialise_misses_a_matrix_and_changes_nothing(sublayer: Callable[[], nn.Module], message: str) -> None:

@@ -267,6 +267,8 @@ def test_residual_may_be_left_out() -> None:
         ({"branch_bias": 1}, TypeError, "branch_bias must be True or False, got int"),
         ({"layer_scale": "a"}, TypeError, "layer_scale must be a number, got str"),
         ({"out_dtype": "half"}, TypeError, "out_dtype must be None"),
+        ({"dtype": torch.int8}, ValueError, "dtype must be None, torch.float64, .*got torch.int8"),
+        ({"dtype": torch.complex64}, ValueError, "dtype must be None, torch.float64, .*got torch.complex64"),
         ({"backend": "gpu"}, ValueError, "backend='gpu' is unknown; there are: 'cpu', 'triton', 'eager'"),
     ],
 )

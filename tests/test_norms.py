@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -126,7 +128,7 @@ STARTS = {
     "layer": {"weight": ((17,), 1.0), "bias": ((17,), 0.0)},
     "rms": {"weight": ((17,), 1.0)},
     "prms": {"weight": ((17,), 1.0)},
-    "scale": {"weight": ((), math.sqrt(17))},
+    "scale": {"weight": ((1,), math.sqrt(17))},
     "dyt": {"weight": ((17,), 1.0), "bias": ((17,), 0.0), "alpha": ((1,), 0.5)},
     "derf": {"weight": ((17,), 1.0), "bias": ((17,), 0.0), "alpha": ((1,), 0.5), "shift": ((1,), 0.0)},
 }
@@ -245,6 +247,62 @@ def test_a_policy_of_one_s_own_works() -> None:
     stack = Stack([torch.nn.Identity()] * 2, 17, norm=Halved(), placement="post")
     torch.testing.assert_close(stack(x), x)
     assert stack.describe().startswith("post: 2 sublayers in 1 layer, width 17, halved norm")
+
+
+class Powered(DyT):
+    """It has a learned number, and an option beside it."""
+
+    name = "powered"
+
+    def __init__(self, alpha: float | Tensor = 0.5, *, power: int = 3) -> None:
+        super().__init__(alpha)
+        self.power = power
+
+    def normalise(self, z: Tensor, stats: Tensor) -> Tensor:
+        return super().normalise(z, stats) ** self.power
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's own, while it traces
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda m: m,
+        copy.deepcopy,
+        lambda m: pickle.loads(pickle.dumps(m)),
+        lambda m: torch.compile(m, fullgraph=True, backend="aot_eager"),
+        lambda m: lambda x: torch.func.functional_call(m, {k: p * 1 for k, p in m.named_parameters()}, x),
+    ],
+    ids=["itself", "deepcopy", "pickle", "compile", "functional_call"],
+)
+def test_a_policy_keeps_its_options_beside_the_learned_numbers(changed: Callable[..., Any]) -> None:
+    torch._dynamo.reset()
+    block, x = AddNorm(17, norm=Powered(0.8, power=2)), rows((2, 17)).float()
+    torch.testing.assert_close(changed(block)(x), torch.tanh(0.8 * x) ** 2)
+
+
+@pytest.mark.parametrize("factor", [None, 2.0], ids=["leaf", "result"])
+def test_a_policy_s_number_may_come_with_a_gradient(factor: float | None) -> None:
+    """A module starts from its value, which is no part of another graph: it warns of nothing and can be copied."""
+    alpha = torch.nn.Parameter(torch.tensor([0.25]))
+    norm = DyT(alpha if factor is None else alpha * factor)
+    for module in (AddNorm(17, norm=norm), Stack([torch.nn.Identity()] * 2, 17, norm=norm)):
+        x = rows((2, 17)).float()
+        torch.testing.assert_close(copy.deepcopy(module)(x), module(x))
+        starts = [p.item() for name, p in module.named_parameters() if name.endswith("alpha")]
+        assert set(starts) == {0.25 * (factor or 1)}
+
+
+def test_a_number_that_is_kept_elsewhere_is_named() -> None:
+    class Elsewhere(DyT):
+        def __init__(self) -> None:
+            self.other = 0.5
+
+        @property
+        def own(self) -> dict[str, float | Tensor]:
+            return {"alpha": self.other}
+
+    with pytest.raises(TypeError, match=r"Elsewhere must keep its learned number in self.alpha, or override with_own"):
+        AddNorm(17, norm=Elsewhere())
 
 
 def test_table_holds_each_norm_by_its_name() -> None:

@@ -124,6 +124,42 @@ def test_a_path_alone_is_scaled_in_float32() -> None:
     assert torch.equal(y, torch.where(y == x, x, kept))
 
 
+def test_rezero_leaves_the_branch_its_type() -> None:
+    """...also where its scale, of shape (1,), is more exact."""
+    block = Residual(nn.Identity(), 4, placement="rezero")
+    block.load_state_dict({"placement.scales.0": torch.tensor([0.5])})
+    x = torch.ones(2, 4, dtype=torch.bfloat16)
+    assert torch.equal(block(x), 1.5 * x)
+    assert block(x).dtype == torch.bfloat16
+
+
+def test_layernorm_scaling_rounds_once_in_half_precision() -> None:
+    """Its factor is not rounded into the weight, where it would act on all rows alike."""
+    stack = Stack([nn.Identity()] * 2, 64, placement="layernorm_scaling", sublayers_per_layer=1, dtype=torch.bfloat16)
+    weight = nn.init.normal_(stack.placement.norms[1].weight)  # pyright: ignore
+    x = torch.randn(500, 64, dtype=torch.bfloat16)
+    y, _ = stack.placement.combine(x, torch.zeros_like(x), stack.placement.sites[0])
+    assert y.dtype == torch.bfloat16
+    want = nn.functional.layer_norm(x.double(), (64,), weight.double()) / 2**0.5
+    assert ((y - want).abs() <= 0.51 * torch.finfo(torch.bfloat16).eps * want.abs()).all()
+
+
+@names
+def test_parameters_have_a_dimension_and_can_be_reset(name: str) -> None:
+    """...as fully sharded training needs them, whose models are built without memory."""
+    stack = Stack([Mixer(D, HIDDEN) for _ in range(4)], D, placement=name, norm="scale")
+    meta = Stack([Mixer(D, HIDDEN) for _ in range(4)], D, placement=name, norm="scale", device="meta")
+    assert all(parameter.dim() for parameter in stack.parameters())
+    meta.to_empty(device="cpu")
+    for parameter in meta.parameters():
+        nn.init.constant_(parameter, math.nan)
+    for module in meta.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # pyright: ignore[reportCallIssue]
+    for key, value in stack.placement.state_dict().items():
+        assert torch.equal(meta.placement.state_dict()[key], value), key
+
+
 @names
 def test_final_norm_can_be_chosen(name: str) -> None:
     x = torch.randn(2, 3, D, dtype=torch.float64)

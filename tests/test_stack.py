@@ -180,7 +180,10 @@ def test_describe_says_the_end_once() -> None:
 
 
 def test_describe_names_no_norm_where_there_is_none() -> None:
-    assert Stack(linears(), D, placement="rezero").describe().startswith("rezero: 4 sublayers in 2 layers, width 8\n")
+    blocks = [addnorm.AddNorm(D) for _ in range(4)]  # a sublayer's norm is not the placement's
+    for sublayers in (linears(), blocks):
+        said = Stack(sublayers, D, placement="rezero").describe()
+        assert said.startswith("rezero: 4 sublayers in 2 layers, width 8\n")
 
 
 def test_a_shortcut_maps_the_skip() -> None:
@@ -194,7 +197,44 @@ def test_a_shortcut_maps_the_skip() -> None:
         Residual(sublayer, D, shortcut="conv")  # pyright: ignore[reportArgumentType]
 
 
+AFTER, BEFORE = ("post", "deepnorm", "admin"), ("pre", "sub_ln", "layernorm_scaling")
+NEITHER = ("sandwich", "peri", "layerscale")
+
+
+@pytest.mark.parametrize("final_norm", [False, True])
+@pytest.mark.parametrize("placement", [*AFTER, *BEFORE, *NEITHER, "rezero", "first of mix_ln", "last of mix_ln"])
+def test_a_shortcut_may_change_the_width_where_the_norms_allow_it(placement: str, final_norm: bool) -> None:
+    name, layer = placement.split()[-1], 3 if placement.startswith("last") else 0
+    allowed = {
+        D: not final_norm and placement in (*BEFORE, "rezero", "last of mix_ln"),
+        12: placement in (*AFTER, "rezero", "first of mix_ln"),
+    }
+    x = torch.randn(2, 5, D)
+    for d_model, allows in allowed.items():
+        sublayer = nn.Linear(D, 12)
+        sublayer.inner_norm = addnorm.Slot(D)
+        block = Residual(
+            sublayer, d_model, name, depth=4, layer=layer, final_norm=final_norm, shortcut=nn.Linear(D, 12)
+        )
+        if allows:
+            assert block(x).shape == (2, 5, 12)
+            continue
+        message = (
+            rf"x has shape \(2, 5, 8\): its last dimension must be d_model = {d_model}|"
+            rf"shortcut maps the skip to width 12: with placement='{name}'.* must be d_model = {d_model}"
+        )
+        with pytest.raises(ValueError, match=message):
+            block(x)
+
+
+def test_a_width_that_can_not_change_is_said() -> None:
+    block = Residual(nn.Linear(D, 12), D, "sandwich", final_norm=True, shortcut=nn.Linear(D, 12))
+    with pytest.raises(ValueError, match="'sandwich' with a final norm its width must be d_model = 8, as before"):
+        block(torch.randn(2, D))
+
+
 def test_describe_says_what_runs() -> None:
+    assert "gain 0.5 on o, fc2" in Stack(linears(), D).describe()
     stack = Stack(linears(), D, placement="layernorm_scaling", norm="rms", dropout=0.1)
     assert stack.describe() == (
         "layernorm_scaling: 4 sublayers in 2 layers, width 8, rms norm, dropout 0.1\n"
@@ -285,6 +325,12 @@ def test_another_shape_is_refused_and_both_are_named(shape: tuple[int, ...]) -> 
         ({"checkpoint_every": 0}, "checkpoint_every must be at least 1, got 0"),
         ({"sublayers_per_layer": 0}, "sublayers_per_layer must be at least 1"),
         ({"eps": -1.0}, "eps must be a finite number >= 0"),
+        ({"eps": -1.0, "placement": "rezero"}, "eps must be a finite number >= 0"),
+        ({"bias": "a", "placement": "rezero"}, "bias must be True, False or None, got str"),
+        ({"weight_offset": "a", "placement": "rezero"}, "weight_offset must be a number, got str"),
+        ({"backend": "gpu", "placement": "rezero"}, "backend='gpu' is unknown"),
+        ({"dtype": torch.int8, "placement": "rezero"}, "dtype must be None, .*got torch.int8"),
+        ({"dtype": torch.complex64}, "dtype must be None, .*got torch.complex64"),
     ],
 )
 def test_what_does_not_fit_is_named(given: dict[str, Any], message: str) -> None:

@@ -17,7 +17,7 @@ from .call import (
     lookup,
 )
 from .functional import add_norm, add_norm_stream
-from .norms import Norm, policy
+from .norms import Norm, initial_policy, policy
 
 
 class AddNorm(nn.Module):
@@ -31,9 +31,9 @@ class AddNorm(nn.Module):
 
     Args:
         d_model: Width of the last dimension.
-        norm: ``"layer"``, ``"rms"``, ``"prms"``, ``"scale"`` (its weight is one number), ``"dyt"`` (with a
-            learned ``alpha`` of shape ``(1,)``), ``"derf"`` (and a ``shift``), as in `add_norm`; or a policy object,
-            which gives the initial values: ``addnorm.norms.DyT(alpha=0.8)``.
+        norm: ``"layer"``, ``"rms"``, ``"prms"``, ``"scale"`` (its weight is one number), ``"dyt"`` (with a learned
+            ``alpha``), ``"derf"`` (and a ``shift``), as in `add_norm`; or a policy object, which gives the initial
+            values: ``addnorm.norms.DyT(alpha=0.8)``. One learned number has the shape ``(1,)``.
         eps: Added to the variance, inside the root.
         affine: Whether there is a learned weight, initialised to 1 (``"scale"``: sqrt(d_model)) less
             ``weight_offset``.
@@ -76,26 +76,23 @@ class AddNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        norm = initial_policy(norm)
         kind = policy(norm)
         check_count("d_model", d_model)
-        check_number("eps", eps, low=0.0)
+        check_norm_options(eps=eps, bias=bias, weight_offset=weight_offset, backend=backend, dtype=dtype)
         check_switch("affine", affine)
-        check_flag("bias", bias)
         check_switch("branch_bias", branch_bias)
         if layer_scale is not None:
             check_number("layer_scale", layer_scale)
         check_dtype("out_dtype", out_dtype)
         check_dtype("stream_dtype", stream_dtype)
-        if backend is not None:
-            lookup("backend", backend, BACKENDS)
         check_probability("dropout", dropout)
         check_probability("drop_path", drop_path)
         check_number("residual_scale", residual_scale)
-        check_number("weight_offset", weight_offset)
         if weight_offset != 0 and not affine:
             raise ValueError(f"weight_offset={weight_offset} is added to weight, but affine is False")
         self.d_model, self.norm, self.eps = d_model, kind.name, eps
-        self._given, self._own = norm, tuple(kind.own)
+        self._given, self._own, self._one_gain = norm, tuple(kind.own), kind.one_gain
         self.dropout, self.drop_path = dropout, drop_path
         self.residual_scale, self.weight_offset = residual_scale, weight_offset
         self.out_dtype, self.stream_dtype, self.backend = out_dtype, stream_dtype, backend
@@ -105,7 +102,7 @@ class AddNorm(nn.Module):
         def parameter(wanted: bool, *shape: int) -> nn.Parameter | None:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if wanted else None
 
-        self.weight = parameter(affine, *(() if kind.one_gain else (d_model,)))
+        self.weight = parameter(affine, 1 if kind.one_gain else d_model)
         self.bias, self.branch_bias = parameter(has_bias, d_model), parameter(branch_bias, d_model)
         self.layer_scale = parameter(layer_scale is not None, d_model)
         for name in self._own:
@@ -129,14 +126,14 @@ class AddNorm(nn.Module):
     def gamma(self) -> Tensor | None:
         """What ``weight=`` of `add_norm` takes: the weight, for every column where it is one number."""
         weight = self.weight
-        return weight if weight is None or weight.dim() else weight.expand(self.d_model)
+        return weight if weight is None or not self._one_gain else weight.expand(self.d_model)
 
     @property
     def policy(self) -> str | Norm:
         """What ``norm=`` of `add_norm` takes: as given, or with this module's learned numbers."""
         if not self._own:
             return self._given
-        return type(policy(self._given))(**{name: getattr(self, name) for name in self._own})
+        return policy(self._given).with_own(**{name: getattr(self, name) for name in self._own})
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """y, of x's shape ``(..., d_model)``."""
@@ -212,6 +209,17 @@ class AddNorm(nn.Module):
         )  # fmt: skip
         select(call, self.backend)  # or the error that says why not
         return path_scale(x, self.drop_path)
+
+
+def check_norm_options(
+    *, eps: float, bias: bool | None, weight_offset: float, backend: str | None, dtype: torch.dtype | None
+) -> None:
+    check_number("eps", eps, low=0.0)
+    check_flag("bias", bias)
+    check_number("weight_offset", weight_offset)
+    if backend is not None:
+        lookup("backend", backend, BACKENDS)
+    check_dtype("dtype", dtype)
 
 
 def check_width(x: Tensor, d_model: int) -> None:

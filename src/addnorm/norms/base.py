@@ -6,6 +6,7 @@ same policy as a template parameter and as a jit function.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
@@ -18,8 +19,8 @@ from ..call import check_number
 class Norm(ABC):
     """A norm policy. Statistics have the shape ``(..., stats_per_row)``; all arithmetic is in z's dtype.
 
-    A policy with learned numbers of its own is made from them, by keyword: numbers, or tensors of shape ``()`` or
-    ``(1,)``, which then differentiate.
+    A policy with learned numbers of its own names them in `own` and keeps each in an attribute of that name: numbers,
+    or tensors of shape ``()`` or ``(1,)``, which then differentiate.
     """
 
     name: ClassVar[str]
@@ -31,6 +32,13 @@ class Norm(ABC):
     def own(self) -> Mapping[str, float | Tensor]:
         """The learned numbers of the norm itself, by name."""
         return {}
+
+    def with_own(self, **numbers: float | Tensor) -> Norm:
+        """This policy with other learned numbers, all else being equal; a module passes its parameters this way."""
+        other = copy.copy(self)
+        for name, value in numbers.items():
+            object.__setattr__(other, name, own_number(name, value))  # the class may be frozen
+        return other
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self.own)})"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from ..call import lookup
 from .base import Norm
 from .derf import Derf
@@ -21,3 +24,20 @@ def policy(norm: str | Norm) -> Norm:
         ValueError: where the name is unknown, listing all.
     """
     return norm if isinstance(norm, Norm) else lookup("norm", norm, NORMS)
+
+
+def initial_policy(norm: str | Norm) -> str | Norm:
+    """What a module keeps of its ``norm=``: of a policy's learned numbers their values, where its parameters start.
+
+    Raises:
+        ValueError: where the name is unknown, listing all.
+        TypeError: where `Norm.with_own` does not reach a number.
+    """
+    kind, probe = policy(norm), torch.zeros(())
+    if isinstance(norm, str) or not kind.own:
+        return norm
+    for name, found in kind.with_own(**dict.fromkeys(kind.own, probe)).own.items():
+        if found is not probe:
+            raise TypeError(f"{type(kind).__name__} must keep its learned number in self.{name}, or override with_own")
+    values = {name: v.detach().item() if isinstance(v, Tensor) else v for name, v in kind.own.items()}
+    return kind.with_own(**values)

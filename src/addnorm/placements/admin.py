@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,21 +27,27 @@ class Admin(Placement):
 
     name = "admin"
     ends_in_norm = False
+    d_model_before = False
+    d_model_after = True
 
     def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:
         super().__init__(sites, settings, final_norm)
         self.norms = self.new_norms()
-        self.scales = nn.ParameterList(
-            nn.Parameter(torch.ones(settings.d_model, device=settings.device, dtype=settings.dtype)) for _ in self.sites
-        )
+        self.scales = self.new_scales(settings.d_model)
         self.variances: list[float] | None = None  # of the branches, while `initialise` profiles
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set each scale to 1, as before `initialise`."""
+        for scale in self.scales:
+            nn.init.ones_(scale)
 
     def start(self, x: Tensor) -> tuple[Tensor, State]:
         return x, x
 
     def combine(self, branch: Tensor, state: State, site: Site) -> tuple[Tensor, State]:
         if self.variances is not None:
-            self.variances.append(branch.double().var(correction=0).item())
+            self.variances.append(variance(branch, site))
         dropped = self.dropped(branch, site)
         scale = self.scales[site.index] if self.variances is None else None  # 1 while `initialise` profiles
         y = self.norm_sum(state, dropped, self.norms[site.index], branch_scale=scale)
@@ -67,3 +74,13 @@ class Admin(Placement):
 
     def algebra(self) -> tuple[str, ...]:
         return ("x <- N(w_i * x + drop(f(x))), w_i learned per feature; initialise(x) profiles it",)
+
+
+def variance(branch: Tensor, site: Site) -> float:
+    found = branch.double().var(correction=0).item() if branch.numel() else math.nan
+    if not math.isfinite(found):
+        raise ValueError(
+            f"initialise(x): the branch of sublayer {site.index}, of shape {tuple(branch.shape)}, has no finite "
+            "variance: x must not be empty, and all branches must be finite"
+        )
+    return found

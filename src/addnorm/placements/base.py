@@ -73,6 +73,8 @@ class Placement(nn.Module, ABC):
     ends_in_norm: ClassVar[bool]  # whether the paper's stack has a final norm
     spans_layer: ClassVar[bool] = False  # whether one sublayer alone is too little
     needs_depth: ClassVar[bool] = False
+    d_model_before: bool = True  # whether a norm of this width stands before a sublayer
+    d_model_after: bool = False  # whether a norm or a scale of this width acts on its branch or sum
     end: ClassVar[tuple[str, ...]] = ("end: N(h)",)  # what a final norm adds to the algebra
     slots: ClassVar[dict[Kind, tuple[str, ...]]] = {}  # the norms inside a sublayer of each kind
 
@@ -89,6 +91,7 @@ class Placement(nn.Module, ABC):
         self.sites, self.settings = tuple(sites), settings
         wanted = self.ends_in_norm if final_norm is None else final_norm
         self.final_norm = self.new_norm() if wanted else None
+        self.d_model_after = self.d_model_after or wanted
 
     @abstractmethod
     def start(self, x: Tensor) -> tuple[Tensor, State]:
@@ -123,6 +126,11 @@ class Placement(nn.Module, ABC):
     def new_norms(self) -> nn.ModuleList:
         """One for each site."""
         return nn.ModuleList(self.new_norm() for _ in self.sites)
+
+    def new_scales(self, *shape: int) -> nn.ParameterList:
+        """One for each site, for the placement's `reset_parameters` to set."""
+        s = self.settings
+        return nn.ParameterList(nn.Parameter(torch.empty(shape, device=s.device, dtype=s.dtype)) for _ in self.sites)
 
     def fill_slots(self, sublayers: Sequence[nn.Module]) -> None:
         """Puts a norm into each slot that the placement needs inside the sublayers; into all of them or none.
@@ -208,10 +216,15 @@ class Placement(nn.Module, ABC):
         assert isinstance(norm, AddNorm)  # which a ModuleList does not say
         weight, bias = norm.gamma, norm.bias
         if gain != 1:
-            weight, bias = (None if t is None else t * gain for t in (weight, bias))
+            weight, bias = (None if t is None else unrounded(t) * gain for t in (weight, bias))
         options = {
             "norm": norm.policy, "eps": norm.eps, "weight_offset": norm.weight_offset * gain,
             "dropout_p": self.settings.dropout, "training": self.training,
             "row_scale": self._path_scale(branch, site), "backend": norm.backend,
         }  # fmt: skip
         return weight, bias, options
+
+
+def unrounded(t: Tensor) -> Tensor:
+    """In a type in which a factor does not round it to half precision."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))

@@ -30,6 +30,8 @@ class DeepNorm(Placement):
 
     name = "deepnorm"
     ends_in_norm = False
+    d_model_before = False
+    d_model_after = True
     needs_depth = True
 
     def __init__(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from ..call import check_number
@@ -25,6 +24,7 @@ class LayerScale(Placement):
 
     name = "layerscale"
     ends_in_norm = True
+    d_model_after = True
 
     def __init__(
         self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None, *, initial: float | None = None
@@ -37,10 +37,13 @@ class LayerScale(Placement):
             check_number("initial", initial)
         self.initial = initial_scale(layers or 0) if initial is None else initial
         self.norms = self.new_norms()
-        self.scales = nn.ParameterList(
-            nn.Parameter(torch.full((settings.d_model,), self.initial, device=settings.device, dtype=settings.dtype))
-            for _ in self.sites
-        )
+        self.scales = self.new_scales(settings.d_model)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set each scale to its initial value."""
+        for scale in self.scales:
+            nn.init.constant_(scale, self.initial)
 
     def start(self, x: Tensor) -> tuple[Tensor, State]:
         return self.norms[0](x), x

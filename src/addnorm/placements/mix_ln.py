@@ -39,6 +39,8 @@ class MixLN(Placement):
         assert layers is not None
         self.post_layers = math.floor(post_fraction * layers)
         self.norms = self.new_norms()
+        if self.is_post(self.sites[0]):
+            self.d_model_before, self.d_model_after = False, True
 
     def start(self, x: Tensor) -> tuple[Tensor, State]:
         return self.before(self.sites[0], x), x

@@ -22,6 +22,8 @@ class Post(Placement):
 
     name = "post"
     ends_in_norm = False
+    d_model_before = False
+    d_model_after = True
 
     def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:
         super().__init__(sites, settings, final_norm)

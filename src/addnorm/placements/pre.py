@@ -30,6 +30,9 @@ class Pre(Placement):
     def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:
         super().__init__(sites, settings, final_norm)
         self.norms = self.new_norms()
+        layers, first = self.sites[0].layers, self.sites[0].layer
+        per_layer = sum(site.layer == first for site in self.sites)
+        self.gain = None if layers is None else (layers * per_layer) ** -0.5
 
     def start(self, x: Tensor) -> tuple[Tensor, State]:
         return self.norms[0](x), x
@@ -41,11 +44,10 @@ class Pre(Placement):
         return state
 
     def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
-        layers = self.sites[0].layers
-        if layers is None:
+        if self.gain is None:
             raise ValueError("initialise(): pre scales by the number of sublayers: pass depth=")
-        per_layer = sum(site.layer == self.sites[0].layer for site in self.sites)
-        return redraw(sublayers, {"qk": 1.0, "in": 1.0, "out": (layers * per_layer) ** -0.5}, "pre")
+        return redraw(sublayers, {"qk": 1.0, "in": 1.0, "out": self.gain}, "pre")
 
     def algebra(self) -> tuple[str, ...]:
-        return ("h <- h + drop(f(N(h)))",)
+        rule = () if self.gain is None else (f"initialise(): gain {self.gain:.6g} on o, fc2",)
+        return ("h <- h + drop(f(N(h)))", *rule)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from .base import Placement, Settings, Site, State
@@ -21,18 +20,24 @@ class ReZero(Placement):
 
     name = "rezero"
     ends_in_norm = False
+    d_model_before = False
 
     def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:
         super().__init__(sites, settings, final_norm)
-        self.scales = nn.ParameterList(
-            nn.Parameter(torch.zeros((), device=settings.device, dtype=settings.dtype)) for _ in self.sites
-        )
+        self.scales = self.new_scales(1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set each scale to 0."""
+        for scale in self.scales:
+            nn.init.zeros_(scale)
 
     def start(self, x: Tensor) -> tuple[Tensor, State]:
         return x, x
 
     def combine(self, branch: Tensor, state: State, site: Site) -> tuple[Tensor, State]:
-        x = self.add(branch, state, site, self.scales[site.index])
+        scale = self.scales[site.index].reshape(())  # which leaves the branch its type
+        x = self.add(branch, state, site, scale)
         return x, x
 
     def finish(self, state: State) -> Tensor:

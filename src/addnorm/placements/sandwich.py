@@ -20,6 +20,7 @@ class Sandwich(Placement):
 
     name = "sandwich"
     ends_in_norm = True
+    d_model_after = True
 
     def __init__(self, sites: Sequence[Site], settings: Settings, final_norm: bool | None = None) -> None:
         super().__init__(sites, settings, final_norm)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..call import lookup
-from ..norms import policy
+from ..modules import check_norm_options
+from ..norms import initial_policy
 from .admin import Admin
 from .b2t import B2T
 from .base import Placement, Settings, Site
@@ -43,7 +45,10 @@ def make(
         TypeError: where an option is not one of the placement's.
     """
     member = lookup("placement", name, PLACEMENTS)
-    policy(settings.norm)  # or the error that lists them, also where the placement has no norm
+    settings = s = replace(settings, norm=initial_policy(settings.norm))
+    check_norm_options(  # also where the placement has no norm
+        eps=s.eps, bias=s.bias, weight_offset=s.weight_offset, backend=s.backend, dtype=s.dtype
+    )
     known = [p.name for p in inspect.signature(member).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in known:

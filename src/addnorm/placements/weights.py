@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -64,16 +64,18 @@ def matrices(sublayer: nn.Module) -> Matrices:
     if not found and isinstance(sublayer, (nn.Sequential, nn.Linear)):
         linears = [f"{name}.weight".lstrip(".") for name, m in sublayer.named_modules() if isinstance(m, nn.Linear)]
         found = {name: ("out",) if name == linears[-1] else ("in",) for name in linears if name in named}
-    inner = {size for name, known in found.items() if known == ("out",) for size in named[name].shape}
-    return {name: split(name, named[name], known, inner) for name, known in found.items()}
+    last = [named[name] for name, known in found.items() if known == ("out",)]
+    return {name: split(name, named[name], known, last) for name, known in found.items()}
 
 
-def split(name: str, weight: Tensor, roles: Sequence[Role], inner: Collection[int]) -> list[tuple[Tensor, Role]]:
-    """One part for each role: of the rows, or of the columns where the weight is stored (in, out), as GPT-2's is."""
+def split(name: str, weight: Tensor, roles: Sequence[Role], last: Sequence[Tensor]) -> list[tuple[Tensor, Role]]:
+    """One part for each role: of the rows, or of the columns where the weight is stored (in, out), as GPT-2's is.
+    Each is as wide as what the last matrices take."""
     if len(roles) == 1:
         return [(weight, roles[0])]
     columns = weight.shape[1] == len(roles) * weight.shape[0]
     size, rest = divmod(weight.shape[int(columns)], len(roles))
+    inner = [out.shape[int(not columns)] for out in last]
     if rest or (inner and size not in inner):
         raise ValueError(f"initialise(): matrices of different sizes are packed in {name}: part them")
     return list(zip(weight.split(size, dim=int(columns)), roles, strict=True))

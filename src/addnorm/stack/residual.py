@@ -35,7 +35,9 @@ class Residual(nn.Module):
         layer: Which of these layers this is, from 0.
         final_norm: Whether the result is normed once more.
         shortcut: Maps the skip where the sublayer changes the shape; its input is what the placement carries on the
-            skip. d_model is then the width after the sum with ``"post"``, before the sublayer with ``"pre"``.
+            skip. Where it changes the width, d_model is the one after the sum with post, deepnorm, admin, rezero and
+            mix_ln's first layers, and the one before the sublayer with pre, sub_ln, layernorm_scaling and mix_ln's
+            other layers, which then have no final norm; with other placements it can not.
         options: The placement's own, such as DeepNorm's ``decoder_layers``.
 
     Raises:
@@ -101,13 +103,14 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """y. Further arguments go to the sublayer as they are: the norm sees x alone. Where it returns a tuple,
         the first item is the branch and the others follow y in a tuple: ``(y, *others)``."""
-        if self.shortcut is None:
+        if self.shortcut is None or self.placement.d_model_before:
             check_width(x, self.d_model)
         taken, state = self.placement.start(x)
         if self.shortcut is not None:
             if not isinstance(state, Tensor):
                 raise ValueError(f"placement={self.placement.name!r} carries more than one skip: it has no shortcut")
             state = self.shortcut(state)
+            self._check_mapped(state)
         skip = state if isinstance(state, Tensor) else x
         branch, rest = branch_of(self.sublayer, taken, args, kwargs, skip.shape, "the sublayer")
         _, state = self.placement.combine(branch, state, self.placement.sites[0])
@@ -120,10 +123,21 @@ class Residual(nn.Module):
 
         Raises:
             ValueError: where a matrix to scale is missing or has no known role, pre-norm has no ``depth``, or Admin has
-                no sample.
+                no sample or one without a finite variance.
         """
         run = None if x is None else partial(self, x, *args, **kwargs)
         return self.placement.initialise([self.sublayer], run)
 
     def extra_repr(self) -> str:
         return f"{self.d_model}, placement={self.placement.name!r}"
+
+    def _check_mapped(self, skip: Tensor) -> None:
+        placement = self.placement
+        if not placement.d_model_after or skip.shape[-1] == self.d_model:
+            return
+        end = "" if placement.final_norm is None else " with a final norm"
+        before = ", as before the sublayer: the width can not change" if placement.d_model_before else ""
+        raise ValueError(
+            f"shortcut maps the skip to width {skip.shape[-1]}: with placement={placement.name!r}{end} its width must "
+            f"be d_model = {self.d_model}{before}"
+        )

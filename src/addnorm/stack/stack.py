@@ -24,7 +24,9 @@ Step = tuple[nn.Module, Mapping[str, Any], Site]
 class Stack(nn.Module):
     """Sublayers in a row under one placement, each sum fused with the norm that follows it.
 
-    Building it never changes the sublayers' weights: `initialise` does.
+    Building it never changes the sublayers' weights: `initialise` does. Norms that are fused into sums are not called
+    as modules: forward hooks on them do not run, nor does `torch.nn.utils.prune`, which works by one; parametrisations
+    do.
 
     Args:
         sublayers: Modules whose output is shaped like their input; attention and feed-forward in turn, say.
@@ -39,6 +41,7 @@ class Stack(nn.Module):
             the last layer; layer l of N has l / N of it.
         checkpoint_every: Where gradients are recorded, keep at every so many layers only what the next one takes (the
             stream, and with pre-norm its norm too), and recompute what lies between in the backward.
+            What a sublayer appends to a mutable keyword argument is appended again there.
         options: The placement's own, such as DeepNorm's ``decoder_layers``.
 
     Raises:
@@ -138,8 +141,8 @@ class Stack(nn.Module):
             What was set, by name, and to which gain or value; empty where the paper asks for nothing.
 
         Raises:
-            ValueError: where a matrix to scale is missing or has no known role, or Admin has no sample. Nothing is
-                changed then.
+            ValueError: where a matrix to scale is missing or has no known role, or Admin has no sample or one without a
+                finite variance. Nothing is changed then.
         """
         run = None if x is None else torch.no_grad()(partial(self, x, sublayer_kwargs, **shared))
         return self.placement.initialise(list(self.sublayers), run)
@@ -152,7 +155,7 @@ class Stack(nn.Module):
             f"{counted(number, 'sublayer')} in {counted(number // self.sublayers_per_layer, 'layer')}",
             f"width {self.d_model}",
         ]
-        if any(isinstance(module, AddNorm) for module in self.modules()):
+        if any(isinstance(module, AddNorm) for module in placement.modules()):
             facts.append(f"{policy(settings.norm).name} norm")
         facts += [f"{name} {p:g}" for name in ("dropout", "drop_path") if (p := getattr(settings, name))]
         end = () if placement.final_norm is None else placement.end
