@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from addnorm import cli
-from addnorm.claims import CLAIMS, affine, copy_task, explain, identity_path, padding, placement, value_range, vanishing
+from addnorm.claims import (
+    CLAIMS,
+    affine,
+    copy_task,
+    explain,
+    identity_path,
+    padding,
+    per_token,
+    placement,
+    value_range,
+    vanishing,
+)
 from addnorm.claims.base import Claim, generator
 from addnorm.plot import Control, Curve, Plot
 
@@ -85,6 +96,11 @@ def halved(weights: Tensor, sigma2: float, identity: bool) -> Tensor:
 through = vanishing.through
 
 
+def unnormed(x: Tensor, *_: object, eps: float) -> Tensor:
+    """No norm at all."""
+    return x
+
+
 def normed_stream(f: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """A Pre-LN whose skip carries the normalised sum."""
     y = identity_path.add_norm(f, x)
@@ -97,6 +113,7 @@ MUTANTS: list[tuple[str, object, str, Callable[..., object]]] = [
     ("affine", affine, "fold", unshifted),
     ("padding", padding, "batch_norm", counting_pads),
     ("vanishing", vanishing, "through", halved),
+    ("vanishing", vanishing, "add_norm", unnormed),
     ("identity-path", identity_path, "add_norm_stream", normed_stream),
 ]
 
@@ -109,6 +126,11 @@ def test_what_is_wrong_falls_outside(
 ) -> None:
     monkeypatch.setattr(module, attribute, wrong)
     assert not CLAIMS[name].run(0).holds
+
+
+def test_batch_norm_fixes_what_layer_norm_leaves_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(per_token, "add_norm", lambda x, eps: per_token.batch_norm(x))
+    assert not CLAIMS["per-token"].run(0).numbers[-1].holds
 
 
 def test_a_placement_that_does_not_train_falls_outside(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import gc
 import json
 import math
 from collections import UserDict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import addnorm
-from addnorm.xray import Inspection, inspect
+from addnorm.xray import Inspection, inspect, run
 from addnorm.xray.base import Rule, Urgency
 from addnorm.xray.measurements import MEASUREMENTS
 
@@ -124,6 +125,23 @@ def test_gradients_are_those_of_the_stream(model: Pre, found: Inspection) -> Non
     assert shares == pytest.approx([a / b for a, b in zip(identity, full, strict=True)], rel=1e-9)
 
 
+def test_a_part_without_gradients_has_none() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fixed, self.trained = Post(1), Post(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = self.fixed(x)
+            return self.trained(x)
+
+    fixed, trained = inspect(Half(), torch.randn(2, 5, WIDTH), loss=lambda output: (output**3).sum()).sites
+    for name in ("gradient_profile", "identity_share"):
+        assert fixed.values[name] is None
+        assert trained.values[name]
+
+
 def test_the_slope_is_a_least_squares_fit(found: Inspection) -> None:
     logs = [[math.log(i), math.log(site.values["norm_growth"] or 0)] for i, site in enumerate(found.sites, 1)]
     x, y = torch.tensor(logs, dtype=torch.float64).T
@@ -230,6 +248,57 @@ def test_one_batch_may_come_alone() -> None:
 def test_a_loss_that_is_none_is_refused() -> None:
     with pytest.raises(TypeError, match="loss must be a function of the output, or of output and batch, got int"):
         inspect(Pre(1), [torch.zeros(1, 2, WIDTH)], loss=3)  # pyright: ignore[reportArgumentType]
+
+
+class OfTheOutput(nn.Module):
+    def forward(self, output: Tensor) -> Tensor:
+        return loss(output)
+
+
+def powered(output: Tensor, power: float = 3) -> Tensor:
+    return (output[MASK.bool()] ** power).sum()
+
+
+def beside_its_batch(output: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    return (output[batch["attention_mask"].bool()] ** 3).sum()
+
+
+@pytest.mark.parametrize(
+    "given", [OfTheOutput(), powered, beside_its_batch, lambda *both: beside_its_batch(*both)],
+    ids=["module", "default", "two", "any"],
+)  # fmt: skip
+def test_a_loss_gets_the_batch_where_it_asks_for_it(given: Any, model: Pre, found: Inspection) -> None:
+    assert inspect(model, [inputs(1), inputs(2)], loss=given).sites == found.sites
+
+
+def test_a_loss_where_no_gradient_is_recorded_is_refused() -> None:
+    fixed, x = Pre(1).requires_grad_(False), torch.zeros(1, 2, WIDTH, requires_grad=True)
+    with pytest.raises(ValueError, match="a loss needs gradients, and no parameter of the model requires one"):
+        inspect(fixed, [x], loss=torch.sum)
+    with (
+        torch.inference_mode(),
+        pytest.raises(ValueError, match=r"gradients, and torch.inference_mode\(\) records none"),
+    ):
+        inspect(Pre(1), [torch.zeros(1, 2, WIDTH)], loss=torch.sum)
+
+
+def test_the_plain_pass_by_the_clock_pays_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for a process's first backward nor for the garbage of the capture."""
+    events: list[str] = []
+    timed = run.Run.timed
+
+    def told(self: run.Run, name: str) -> Any:
+        events.append(name)
+        return timed(self, name)
+
+    def heard(output: Tensor) -> Tensor:
+        output.register_hook(lambda _: events.append("backward"))
+        return output.sum()
+
+    monkeypatch.setattr(run.Run, "timed", told)
+    monkeypatch.setattr(run, "gc", SimpleNamespace(collect=lambda: events.append("collect")))
+    inspect(Pre(1), [torch.zeros(1, 2, WIDTH)], loss=heard)
+    assert events == ["capture", "backward", "collect", "plain", "backward", "inspected", "backward", "backward"]
 
 
 def test_each_token_is_told_of() -> None:

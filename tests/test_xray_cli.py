@@ -106,9 +106,10 @@ def test_a_text_that_can_not_be_used_is_refused(tmp_path: Path, capsys: Capture)
     text = tmp_path / "text.txt"
     assert cli.main(["inspect", "--text", str(text)]) == 2
     assert "can not read" in capsys.readouterr().err
-    text.write_text("Only one.\n")
-    assert cli.main(["inspect", "--text", str(text)]) == 2
-    assert "give 2 or more" in capsys.readouterr().err
+    for few, named in (("\n", "has 0 sentences"), ("One.\nTwo.\nThree.\n", "has 3 sentences")):
+        text.write_text(few)
+        assert cli.main(["inspect", "--text", str(text)]) == 2
+        assert f"{named}, one a line: give an even number" in capsys.readouterr().err
 
 
 def test_an_unwritable_page_is_refused_before_the_work(tmp_path: Path, capsys: Capture) -> None:

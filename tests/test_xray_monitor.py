@@ -102,6 +102,32 @@ def test_a_pass_without_a_backward_is_logged_at_the_end() -> None:
     assert "sites.0.norm/gradient_norm" not in seen[0]
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_gradients_are_those_of_the_pass_that_is_logged(together: bool) -> None:
+    """Two passes are sampled before any backward: the first is logged without one."""
+    model, seen, first, second = Post(2), [], batch(), batch()
+    with Monitor(model, every=1, log=seen.append):
+        (model(**second) ** 3).sum().backward()
+        losses = [(model(**first) ** 3).sum(), 100 * (model(**second) ** 3).sum()]
+        for each in [losses[0] + losses[1]] if together else losses:
+            each.backward()
+    alone, early, late = seen
+    assert [numbers["step"] for numbers in seen] == [0, 1, 2]
+    for name in ("sites.0.norm/gradient_norm", "sites.1.norm/gradient_norm"):
+        assert name not in early
+        assert late[name] == pytest.approx(100 * alone[name])
+
+
+def test_a_batch_without_tokens_does_not_end_the_training() -> None:
+    model, seen = Post(1), []
+    with Monitor(model, every=1, log=seen.append):
+        model(torch.randn(0, 4, WIDTH)).sum().backward()
+        model(**batch()).sum().backward()
+    empty, full = seen
+    assert empty["sites.0.norm/nonfinite"] == 0
+    assert full.keys() - empty.keys() == {f"sites.0.norm/{name}" for name in ("residual_ratio", "sigma", "amax")}
+
+
 def test_a_monitor_that_saw_no_training_says_so() -> None:
     model, seen = Pre(2).eval(), []
     monitor = Monitor(model, every=1, log=seen.append)

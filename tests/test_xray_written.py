@@ -12,6 +12,9 @@ import addnorm
 from addnorm import Monitor
 from addnorm.xray import inspect
 
+from .support.faulty import WIDTH as FAULTY
+from .support.faulty import Post
+
 WIDTH = 8
 
 
@@ -81,6 +84,12 @@ def test_a_norm_alone_is_no_site() -> None:
     assert found.skipped == {"placement.norms.0": "no sum: a norm alone"}
 
 
+def test_a_placement_without_a_norm_has_no_site() -> None:
+    stack = addnorm.Stack([nn.Linear(WIDTH, WIDTH) for _ in range(2)], WIDTH, placement="rezero")
+    with pytest.raises(ValueError, match=r"no Add & Norm site found in Stack: .* rezero has no norm"):
+        inspect(stack, [torch.randn(1, 3, WIDTH)])
+
+
 def padded(length: int, real: int) -> Tensor:
     mask = torch.zeros(2, length, dtype=torch.bool)
     mask[1, real:] = True
@@ -110,6 +119,46 @@ def test_encoder_and_decoder_have_their_own_padding(transformer: nn.Transformer)
     half = inspect(transformer, [seq2seq(src_key_padding_mask=source, memory_key_padding_mask=source)])
     assert {(site.site.split(".")[0], site.padding) for site in half.sites} == {("encoder", 2), ("decoder", 0)}
     assert all(site.values["padding_leakage"] == 0 for site in half.sites)
+
+
+def test_a_decoder_alone_has_its_own_padding(transformer: nn.Transformer) -> None:
+    data = seq2seq(tgt_key_padding_mask=padded(6, 5))
+    data["memory"] = data.pop("src")
+    found = inspect(transformer.decoder, [data])
+    assert {site.padding for site in found.sites} == {1}
+    assert all(site.values["padding_leakage"] == 0 for site in found.sites)
+
+
+def test_the_sources_padding_is_not_that_of_inputs_made_from_labels(transformer: nn.Transformer) -> None:
+    """As T5 and BART make the decoder's."""
+
+    class Labelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.transformer = transformer
+
+        def forward(self, src: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+            padding = attention_mask == 0
+            return self.transformer(src, labels, src_key_padding_mask=padding, memory_key_padding_mask=padding)
+
+    source, target = torch.randn(2, 2, 6, WIDTH)
+    found = inspect(Labelled(), [{"src": source, "attention_mask": ~padded(6, 4), "labels": target}])
+    assert {(site.site.split(".")[1], site.padding) for site in found.sites} == {("encoder", 2), ("decoder", 0)}
+    assert all(site.values["padding_leakage"] == 0 for site in found.sites)
+
+
+def test_a_texts_padding_is_not_the_images() -> None:
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vision_model, self.text_model = Post(1), Post(1)
+
+        def forward(self, text: Tensor, image: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+            return self.text_model(text), self.vision_model(image)
+
+    text, image = torch.randn(2, 2, 6, FAULTY)
+    found = inspect(Towers(), [{"text": text, "image": image, "attention_mask": ~padded(6, 4)}])
+    assert {(site.site.split(".")[0], site.padding) for site in found.sites} == {("text_model", 2), ("vision_model", 0)}
 
 
 def test_a_decoder_that_sees_padded_sources_leaks(transformer: nn.Transformer) -> None:

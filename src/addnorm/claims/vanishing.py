@@ -19,13 +19,14 @@ SIGMA2 = 0.5
 def run(seed: int) -> Evidence:
     weights = torch.randn(SHOWN, NETS, WIDTH, WIDTH, generator=generator(seed)) / math.sqrt(WIDTH)
     plain, skip = (through(weights[:DEPTH], SIGMA2, identity)[-1].item() for identity in (False, True))
+    held = normed(math.sqrt(SIGMA2) * weights[:DEPTH])[-1].item()
     # A layer multiplies |g|^2 by a random factor with these relative variances.
     plain_spread, skip_spread = 2 / WIDTH, (4 * SIGMA2 + 2 * SIGMA2**2) / (1 + SIGMA2) ** 2 / WIDTH
     growth = 1 + 1 / WIDTH  # 1 - 1/d for the mean, 1 - 1/d for W's own direction, 1 + 3/d for E[1/variance]
     numbers = (
         ratio(f"|g_0|^2 / |g_{DEPTH}|^2 without skips", plain, SIGMA2**DEPTH, plain_spread, "sigma^(2L)"),
         ratio("the same with skips", skip, (1 + SIGMA2) ** DEPTH, skip_spread, "(1 + sigma^2)^L"),
-        ratio("without skips, with LayerNorm", normed(weights[:DEPTH])[-1].item(), growth**DEPTH, 2 * plain_spread,
+        ratio("without skips, with LayerNorm", held, growth**DEPTH, 2 * plain_spread,
               "(1 + 1/d)^L: each norm divides by what its matrix has grown"),
     )  # fmt: skip
     return Evidence(numbers, plot(weights))

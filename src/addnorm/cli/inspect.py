@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,9 @@ BATCH = 16  # sentences
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, otherwise="; else MiniLM")
-    parser.add_argument("--text", metavar="FILE", type=Path, help="sentences, one a line; else a chapter of Alice")
+    parser.add_argument(
+        "--text", metavar="FILE", type=Path, help="sentences, one a line, an even number; else a chapter of Alice"
+    )
     add_output(parser)
 
 
@@ -44,10 +46,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def pairs(path: Path) -> list[str]:
-    """The sentences of a file; two are the fewest that a loss can be had from."""
+    """The sentences of a file; the loss is that of each two which follow each other."""
     sentences = read(path)
-    if len(sentences) < 2:
-        raise UsageError(f"{path} has {count(len(sentences), 'sentence')}, one a line: give 2 or more")
+    if not sentences or len(sentences) % 2:
+        raise UsageError(f"{path} has {count(len(sentences), 'sentence')}, one a line: give an even number")
     return sentences
 
 
@@ -69,7 +71,7 @@ def inspected(name: str | None, sentences: list[str] | None, report_progress: Pr
         raise UsageError(str(error)) from error
 
     def batches() -> Iterator[Any]:
-        parts = grouped(sentences)
+        parts = [sentences[i : i + BATCH] for i in range(0, len(sentences), BATCH)]
         for done, part in enumerate(parts):
             report_progress("inspect", done, len(parts))
             yield batch_of(model, tokenizer, part)
@@ -78,9 +80,3 @@ def inspected(name: str | None, sentences: list[str] | None, report_progress: Pr
         return inspect(model, batches(), loss=pair_loss)
     except ValueError as error:
         raise CommandError(str(error)) from error
-
-
-def grouped(sentences: Sequence[str]) -> list[Sequence[str]]:
-    """Batches of an even number of sentences, the odd one at the end left out."""
-    even = sentences[: len(sentences) // 2 * 2]
-    return [even[i : i + BATCH] for i in range(0, len(even), BATCH)]

@@ -23,7 +23,7 @@ from .written import WrittenSite, in_steps, written_sites
 
 NOTHING = (
     "it calls no LayerNorm, no RMSNorm and no add_norm that is seen: one whose norm has learned numbers of its own, as "
-    "dyt and derf in AddNorm and Stack, runs as plain torch"
+    "dyt and derf in AddNorm and Stack, runs as plain torch, and the placement rezero has no norm"
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..fusing.place import PLACES, InPlace, put, standing, take
 from ..norms import policy
 from ..words import count
 from .capture import Kind, Place, ProbedCall, Visit
-from .tokens import Layout, RealTokens, batch_first, named_inputs, real_tokens
+from .tokens import Layout, RealTokens, batch_first, real_tokens
 
 Log = Callable[[dict[str, float]], object]
 
@@ -24,7 +25,7 @@ class Monitor:
 
     A sampled pass runs from the captured graph, operation by operation and unfused, whether the model was fused or
     compiled; it gives what the model as it was written gives, dropout included. The first one is captured, which takes
-    seconds. When its backward has ended (or, if there was none, at the next sampled pass or `close`), `log` gets
+    seconds. When its first backward has ended (or, if none has begun, at the next sampled pass or `close`), `log` gets
     ``{"step": number of the pass, "SITE/NAME": value, ...}`` with, per site:
 
     - ``residual_ratio``: mean over real tokens of |f| / |x|;
@@ -32,9 +33,12 @@ class Monitor:
     - ``amax``: max of |x + f|; NaN and infinity show;
     - ``nonfinite``: how many elements of x + f are NaN or infinite;
     - ``gamma_norm``: |weight|;
-    - ``gradient_norm``: |dL/d(stream after the site)|, with a backward;
-    - ``gamma_gradient_norm``: |weight.grad| after the backward, what was accumulated before included; of a weight that
-      the model computes, its gradient in this backward.
+    - ``gradient_norm``: |dL/d(stream after the site)|, with a backward, in this pass alone;
+    - ``gamma_gradient_norm``: |weight.grad| after the backward, what was accumulated before, or in the same backward
+      from other passes, included; of a weight that the model computes, its gradient in this backward.
+
+    A pass whose backward comes after the next sampled pass is logged without gradients: of several passes that one
+    loss is of, the last sampled one has them. Of a pass without a token there are no means, and no ``amax``.
 
     Attach it to what is called: to the result of ``torch.compile(model)``, and after `addnorm.fuse`, which may be
     undone before `close` or after it. Sums are in float32 and stay on the device until they are logged.
@@ -127,7 +131,7 @@ class MonitoredCall(InPlace):
         """One pass with the probes looking."""
         self.flush()
         self._probed = self._probed or ProbedCall(self.model, self)
-        self._real, self._sampled = real_tokens(named_inputs(self.model, args, kwargs)), step
+        self._real, self._sampled = real_tokens(self.model, args, kwargs), step
         self._looking = True
         try:
             output = self._probed(*args, **kwargs)
@@ -158,18 +162,22 @@ class MonitoredCall(InPlace):
                     visit.weight.retain_grad()  # of one that the model computes
         carried = visit.carried(kind)
         if carried.requires_grad:
-            carried.register_hook(lambda gradient: self.arrive(site, gradient))
+            carried.register_hook(partial(self.arrive, self._sampled, site))
 
-    def arrive(self, site: str, gradient: Tensor) -> None:
+    def awaits(self, step: int) -> bool:
+        """Whether the backward of that pass is to be logged: that of another may come first, or come too late."""
+        return self._waiting and step == self._sampled
+
+    def arrive(self, step: int, site: str, gradient: Tensor) -> None:
         """The gradient of a site's stream; when the whole backward is over, all is logged."""
-        if not self._waiting:
+        if not self.awaits(step):
             return
         self._sums[f"{site}/gradient_norm"] = gradient.detach().float().norm()
-        torch.autograd.Variable._execution_engine.queue_callback(self.finish)  # pyright: ignore
+        torch.autograd.Variable._execution_engine.queue_callback(partial(self.finish, step))  # pyright: ignore
 
-    def finish(self) -> None:
+    def finish(self, step: int) -> None:
         """After a backward; queued once by each site."""
-        if self._waiting:
+        if self.awaits(step):
             for site, weight in self._weights.items():
                 if weight.grad is not None:
                     self._sums[f"{site}/gamma_gradient_norm"] = weight.grad.float().norm()
@@ -189,6 +197,9 @@ class MonitoredCall(InPlace):
 def quick(kind: Kind, visit: Visit, layout: Layout) -> dict[str, Tensor]:
     """The forward's numbers, each a 0-d tensor: a handful of reductions in float32, and no synchronisation."""
     x, residual, z = (tensor.detach() for tensor in (visit.x, visit.residual, visit.z))
+    nonfinite = (~z.isfinite()).sum()
+    if not z.numel():  # no mean, and no largest value
+        return {"nonfinite": nonfinite}
     real, _, _ = layout.rows(z.shape[:-1])
     weights = torch.ones(z.shape[:-1], device=z.device) if real is None else real.to(z.device).view(z.shape[:-1])
     weights = weights.float()
@@ -202,5 +213,5 @@ def quick(kind: Kind, visit: Visit, layout: Layout) -> dict[str, Tensor]:
     return {
         **{name: torch.where(weights > 0, value, 0.0).sum() / count for name, value in means.items()},
         "amax": torch.maximum(largest, -smallest),
-        "nonfinite": (~z.isfinite()).sum(),
+        "nonfinite": nonfinite,
     }

@@ -62,8 +62,9 @@ class Recorder:
             site.padding += tokens.padding
             for measurement in site.measured.values():
                 measurement.update(tokens)
-        if self.backward:
-            visit.carried(kind).register_hook(self.arrival(site, self.layout(place)))
+        carried = visit.carried(kind)
+        if self.backward and carried.requires_grad:  # a part of the model may run without gradients
+            carried.register_hook(self.arrival(site, self.layout(place)))
 
     def arrival(self, site: SiteRecord, layout: Layout) -> Callable[[Tensor], None]:
         identity = self.identity

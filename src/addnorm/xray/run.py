@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect as signatures
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +18,7 @@ from .inspection import Inspection, Overhead, SiteResult
 from .measurements import MEASUREMENTS
 from .padding import repadded
 from .recorder import Recorder
-from .tokens import RealTokens, batch_first, named_inputs, real_tokens
+from .tokens import RealTokens, batch_first, real_tokens
 
 Batch = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Loss = Callable[..., Tensor]
@@ -37,8 +38,9 @@ def inspect(model: nn.Module, batches: Iterable[Batch] | Batch, *, loss: Loss | 
         model: Any module that has sites.
         batches: The inputs of each pass: a tensor, a tuple of arguments or a dict of keyword arguments. Read once. A
             tensor or a dict itself is one batch; a list or a tuple is always a sequence of batches.
-        loss: ``loss(output)`` or ``loss(output, batch)``, a scalar. With it gradients are measured too, at the cost of
-            two backward passes a batch, one of them with all branches detached.
+        loss: ``loss(output)``, or ``loss(output, batch)`` where its second positional parameter has no default; gives a
+            scalar. With it gradients are measured too, at the cost of two backward passes a batch, one of them with
+            all branches detached. What runs under ``torch.no_grad()`` has none.
 
     Returns:
         An `Inspection`: ``.findings`` are the warnings, each with what to do, ``.sites`` the values,
@@ -46,7 +48,8 @@ def inspect(model: nn.Module, batches: Iterable[Batch] | Batch, *, loss: Loss | 
 
     Raises:
         TypeError: model is no module, batches are of another kind, or loss is no function.
-        ValueError: no batch, no real token, no Add & Norm site, or a loss that is no scalar with a gradient.
+        ValueError: no batch, no real token, no Add & Norm site, a loss that is no scalar with a gradient, or a loss
+            where there are no gradients: no parameter requires one, or ``torch.inference_mode()``.
 
     >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     >>> found = inspect(layer, [torch.randn(2, 5, 8)])
@@ -77,8 +80,14 @@ def check(model: Any, batches: Any, loss: Any) -> None:
             "batches must be a batch or an iterable of them, each a tensor, a tuple or a dict; got "
             f"{type(batches).__name__}"
         )
-    if loss is not None and not callable(loss):
+    if loss is None:
+        return
+    if not callable(loss):
         raise TypeError(f"loss must be a function of the output, or of output and batch, got {type(loss).__name__}")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("a loss needs gradients, and torch.inference_mode() records none: call inspect outside of it")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("a loss needs gradients, and no parameter of the model requires one")
 
 
 @contextmanager
@@ -111,7 +120,7 @@ class Run:
     def take(self, batch: Any, number: int) -> None:
         """Measure one batch."""
         args, kwargs = arguments(batch)
-        real = real_tokens(named_inputs(self.model, args, kwargs))
+        real = real_tokens(self.model, args, kwargs)
         self.recorder.real, self.recorder.number = real, number
         if number == 0:
             self.begin(batch)
@@ -130,9 +139,12 @@ class Run:
         args, kwargs = arguments(batch)
         self.model._call_impl(*args, **kwargs)
         with self.timed("capture"):
-            self.call(*args, **kwargs)
+            output = self.call(*args, **kwargs)
         if not self.recorder.sites:
             raise ValueError(self.call.no_site())
+        if self.loss is not None:
+            self.backward(output, batch)
+        gc.collect()  # of what the capture left: it takes longer than a small model's pass, in which it would fall
         with self.timed("plain"):
             output = self.model._call_impl(*args, **kwargs)
             if self.loss is not None:
@@ -230,14 +242,18 @@ def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def positional(function: Callable[..., Any]) -> int:
-    """How many of ``(output, batch)`` a loss takes: two if it can."""
+    """How many of ``(output, batch)`` a loss gets: two where its second positional parameter has no default.
+
+    >>> positional(lambda output, weight=1.0: ...), positional(lambda output, batch: ...), positional(lambda *both: ...)
+    (1, 2, 2)
+    """
     try:
-        signatures.signature(function).bind(None, None)
-    except TypeError:
-        return 1
+        signature = signatures.signature(function.forward if isinstance(function, nn.Module) else function)
     except ValueError:  # a builtin that does not tell
         return 1
-    return 2
+    taken = [each for each in signature.parameters.values() if each.kind not in (each.KEYWORD_ONLY, each.VAR_KEYWORD)]
+    second = taken[1:] or [each for each in taken if each.kind is each.VAR_POSITIONAL]
+    return 2 if second and second[0].default is signatures.Parameter.empty else 1
 
 
 def described(value: Any) -> str:

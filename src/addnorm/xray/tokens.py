@@ -24,6 +24,7 @@ MASKS: dict[str, Callable[[Tensor], Tensor]] = {  # arguments that tell real tok
     "tgt_key_padding_mask": lambda mask: mask == 0,
 }
 DECODER = ("decoder", "tgt")  # how the names of a decoder's own inputs begin
+VISION = "vision"  # how the names of parts begin to which a mask of the text says nothing
 
 
 def named_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,25 +41,38 @@ class RealTokens:
 
     inputs: Tensor | None = None
     decoder: Tensor | None = None  # those of a decoder that has inputs of its own
-    has_decoder: bool = False
+    within: str | None = None  # how the name of that decoder's part begins; "" where it is the whole model
 
     def of_input(self, name: str) -> Tensor | None:
         return self.decoder if name.startswith(DECODER) else self.inputs
 
     def of_module(self, path: str) -> Tensor | None:
-        inside = any(part.startswith("decoder") for part in path.split("."))
-        return self.decoder if self.has_decoder and inside else self.inputs
+        parts = path.split(".")
+        if any(part.startswith(VISION) for part in parts):
+            return None
+        decoder = self.within is not None and any(part.startswith(self.within) for part in parts)
+        return self.decoder if decoder else self.inputs
 
 
-def real_tokens(inputs: Mapping[str, Any]) -> RealTokens:
-    """What the masks among the inputs say."""
+def real_tokens(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RealTokens:
+    """What the masks among the inputs of a call say."""
+    inputs = named_inputs(model, args, kwargs)
     found: dict[bool, Tensor] = {}
     for name, real in MASKS.items():
         mask = inputs.get(name)
         if isinstance(mask, Tensor) and mask.dim() == 2:
             found.setdefault(name.startswith(DECODER), real(mask))
-    two = any(name.startswith(DECODER) and value is not None for name, value in inputs.items())
-    return RealTokens(found.get(False), found.get(True), two)
+    own = any(name.startswith(DECODER) and value is not None for name, value in inputs.items())
+    return RealTokens(found.get(False), found.get(True), decoder_within(model, own=own))
+
+
+def decoder_within(model: nn.Module, *, own: bool) -> str | None:
+    """How the name of the part begins that is a decoder with inputs of its own, or with some made from labels."""
+    parts = {part for path, _ in model.named_modules() for part in path.split(".")}
+    encoder, decoder = (any(part.startswith(name) for part in parts) for name in ("encoder", "decoder"))
+    if decoder:
+        return "decoder" if own or encoder else None
+    return "" if own and not encoder else None
 
 
 def batch_first(model: nn.Module) -> bool:
