@@ -280,3 +280,48 @@ def test_a_view_in_a_type_has_no_gradient() -> None:
         for _ in range(2):
             got = trained(model, x)
             assert {name: value is None for name, value in got.items()} == {n: v is None for n, v in want.items()}
+
+
+def test_a_hook_on_the_sum_sees_its_whole_gradient() -> None:
+    """What it makes of the gradient, too."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        h = x + s.a(x)
+        y = s.layer(h)
+        if h.requires_grad:
+            h.register_hook(lambda gradient: 2 * gradient)
+        return y + h
+
+    report = assert_trains_the_same(forward)
+    assert (report.fused, report.plain) == (0, 1), str(report)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_backward_hooks_of_inner_modules_are_called() -> None:
+    """Dynamo leaves them out where their module's input is computed in the model."""
+    model, x = build(lambda s, x: s.rms(s.b(s.layer(x + s.a(x))) + x))
+    called = []
+
+    def double(module: nn.Module, arriving: Any, leaving: Any) -> Any:
+        called.append(module)
+        return tuple(2 * gradient for gradient in arriving)
+
+    hook = model.layer.register_full_backward_hook(double)
+    want = trained(copy.deepcopy(model), x)
+    called.clear()
+    with fuse(model, mode="eager") as handle:
+        got = trained(model, x)
+        assert called == [model.layer]
+        assert handle.report.fused == 0
+        torch.testing.assert_close(got, want)
+        hook.remove()
+        trained(model, x)
+        assert handle.report.fused == 2, str(handle.report)
+
+
+def test_a_site_inside_a_transform_runs_as_it_was() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return s.rms(x + torch.func.vmap(lambda row: s.layer(row + s.a(row)))(x))
+
+    for report in (assert_infers_the_same(forward), assert_trains_the_same(forward)):
+        assert report.fused == 1, str(report)

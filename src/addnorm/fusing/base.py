@@ -29,6 +29,7 @@ HOOKS = {  # where a module keeps its hooks, and how they are called
     "_backward_pre_hooks": "a backward pre-hook",
     "_backward_hooks": "a backward hook",
 }
+BACKWARD_HOOKS = [name for name in HOOKS if "backward" in name]
 NORMS = ("LayerNorm", "RMSNorm")  # how the names of classes of norms end
 
 
@@ -100,10 +101,10 @@ def is_overridden() -> bool:
     return not all(isinstance(mode, DeviceContext) for mode in modes)
 
 
-def hook_dicts(modules: Iterable[nn.Module]) -> list[dict[int, Any]]:
+def hook_dicts(modules: Iterable[nn.Module], names: Iterable[str] = tuple(HOOKS)) -> list[dict[int, Any]]:
     """Where the hooks of modules are kept, and those of all modules."""
-    own = [getattr(module, name) for module in modules for name in HOOKS]
-    return own + [getattr(module_file, f"_global{name}") for name in HOOKS]
+    own = [getattr(module, name) for module in modules for name in names]
+    return own + [getattr(module_file, f"_global{name}") for name in names]
 
 
 @torch._dynamo.assume_constant_result

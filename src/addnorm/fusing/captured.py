@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from .base import hook_dicts
+from .base import BACKWARD_HOOKS, hook_dicts
 from .quiet import Quiet
 
 Backend = Callable[[GraphModule, list[Any]], Callable[..., Any]]
@@ -53,11 +53,16 @@ class Unguarded:
 
     def __init__(self, model: nn.Module) -> None:
         self._hooks = hook_dicts(model.modules())
+        self._backward_hooks = hook_dicts((each for each in model.modules() if each is not model), BACKWARD_HOOKS)
         self._kinds = list(dict.fromkeys(map(type, model.modules())))
 
     def version(self) -> tuple[Hashable, ...]:
         """The hooks there are, by number, and the forwards of the classes."""
         return *chain.from_iterable(self._hooks), *[kind.forward for kind in self._kinds]
+
+    def loses_hooks(self) -> bool:
+        """Whether a module inside has a backward hook now, of which Dynamo leaves some out in silence."""
+        return torch.is_grad_enabled() and any(self._backward_hooks)
 
 
 QUIET = Quiet(Captured.__call__.__code__)

@@ -45,7 +45,7 @@ class EagerCall(FusedCall):
         self._captured = Captured(self.model, self.rewrite)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        if self._given_up or self._nested.take_over():
+        if self._given_up or self._nested.take_over() or self._unguarded.loses_hooks():
             result = self.model._call_impl(*args, **kwargs)
             if not self.report.complete:
                 self.settle()
@@ -137,6 +137,8 @@ class EagerCall(FusedCall):
     def why_unseen(self, name: str) -> str:
         if any(name.startswith(path) for path in self._nested.encoders) and not self.captures:
             return REASON
+        if self._unguarded.loses_hooks() and not self.captures:
+            return "a module inside the model has a backward hook, with which it runs as it was"
         if self._given_up or not self.captures:
             return "the model was not captured"
         if self.report.breaks:

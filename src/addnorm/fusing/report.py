@@ -94,7 +94,8 @@ class Report:
 
     def __str__(self) -> str:
         if not self.outcomes and not self.breaks:
-            when = "" if self.complete else " yet: the report is complete after the first call of the model"
+            first = "the first call of the model" if self.mode else "the model is compiled, not taken from a cache"
+            when = "" if self.complete else f" yet: the report is complete after {first}"
             return f"no norm calls seen{when}{f'; {hint}' if (hint := self.hint()) else ''}"
         alone = f", {self.plain} more run as a plain norm" if self.plain else ""
         mode = f" (mode {self.mode})" if self.mode else ""

@@ -78,7 +78,7 @@ WITHOUT_NUMBERS = "its tensors are on the meta device, where there are no number
 BORDER = "its input enters checkpointed code; to make the sum before it here too, two tensors would be kept for one"
 SHARED = "the sum before it is fused with another norm of the same sum"
 LOST = "what its gradients would need is changed in place later"
-RETURNED = "the sum before it is returned, where its gradient may be asked for"
+ASKED = "the sum before it is returned or has a hook, where its gradient is asked for"
 NORMED = "no sum of two tensors before it: its input is a norm"
 
 
@@ -97,8 +97,8 @@ def fusible_sites(graph: Graph, *, checkpointed: bool = False) -> list[Site]:
         if not replaced.isdisjoint(site.nodes):
             reason = SHARED if site.add in {each.add for each in sites} else NORMED
             site = checked(alone(site, reason), order, found)
-        elif is_returned(site):
-            site = checked(alone(site, RETURNED), order, found)
+        elif is_asked(site):
+            site = checked(alone(site, ASKED), order, found)
         if site.plain or not site.reason:
             if is_lost(site, order, found):
                 site = Site(site.norm, LOST)
@@ -225,12 +225,14 @@ def is_lost(site: Site, order: dict[Node, int], found: list[Change]) -> bool:
     return any(changed(found, node, place) for node in kept if node is not None)
 
 
-def is_returned(site: Site) -> bool:
-    """Whether the captured code returns the sum, or a view of it, with its gradient. That of the norm with respect to
-    the sum may be asked for, and two results of one operation do not depend on each other."""
+def is_asked(site: Site) -> bool:
+    """Whether the gradient of the norm with respect to the sum may be asked for, where two results of one operation do
+    not depend on each other: the captured code returns the sum, or a view of it, or it has a hook."""
     value = example(site.add)
     if site.add is None or value is None or not value.requires_grad:
         return False
+    if any(title(user) == "register_hook" for user in site.add.users):
+        return True
     (output,) = site.add.graph.find_nodes(op="output")
     return any(memory(node) == memory(site.add) for node in output.all_input_nodes)
 

@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..functional import add_norm, add_norm_stream
+from .base import is_traced
 from .kernels import taken
 from .original import original
 from .report import EMPTY, Outcome
 from .sites import Site
 
 Results = tuple[Tensor, ...]
+INSIDE = "it runs inside a transform or a branch, where there are no numbers to try it on"
 UNJUDGED = "there was no finite number to judge it by yet"
 ROUNDINGS = 8  # of the result's type, beside twice the original's error
 
@@ -71,6 +73,10 @@ class Trial:
         options: dict[str, Any],
     ) -> None:
         """Judge the fused call on these tensors, dropout left out on both sides: its mask is another, as it may be."""
+        if is_traced():
+            self.reason = self.reason or INSIDE
+            self.note(weight, self.reason, "")
+            return
         tensors, beside = (x, residual, weight, bias), self.beside(options)
         sober = {name: value for name, value in options.items() if name != "dropout_p"}
         backend = objection = ""
