@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as module_file
 
 from .base import HOOKS, FusedCall, hook_dicts, is_traced
 from .callers import Pass
-from .judge import ALONE, judged
+from .judge import ALONE, Verdict, judged
 from .local import KINDS, Local, Part
 from .measured import TORCH_FASTER
 from .place import PLACE, PLACES, InPlace, put, take
@@ -106,14 +107,11 @@ class LocalCall(InPlace):
     def __init__(self, path: str, readings: list[Local], owner: ModulesCall) -> None:
         self.path, self.owner = path, owner
         self.module = readings[0].module
-        self.local: Local | None = None  # the reading that is trusted
-        self.reason: str | None = None  # None until real numbers were compared, then "" or what is wrong
-        self.backend = ""
+        self.verdicts: dict[Hashable, Verdict] = {}  # of real numbers, for each mix of types
         self.idle = False  # whether torch was faster when it was last called
         self.rests = False  # whether it is taken out for that
         self._readings = readings
-        self._hooked = {"it": self.module, **{name: getattr(self.module, name) for name in readings[0].bypassed}}
-        self._hooks = hook_dicts(self._hooked.values())
+        self.look_over()
         self.code = self.methods()
 
     @classmethod
@@ -128,11 +126,31 @@ class LocalCall(InPlace):
             return self.module._call_impl(*args, **kwargs)
         left = self.changed() or self._readings[0].left_to(*args, **kwargs)
         self.idle = left == TORCH_FASTER
-        if not self.owner.report.complete or (self.reason is None and not left):
-            self.watch(left, *args, **kwargs)
-        if left or self.local is None:
+        verdict = None if left else self.verdicts.get(self.types(*args, **kwargs))
+        if not self.owner.report.complete or (verdict is None and not left):
+            verdict = self.watch(left, verdict, *args, **kwargs)
+        if verdict is None or verdict.reading is None:
             return self.module._call_impl(*args, **kwargs)
-        return self.local.forward(*args, **kwargs)
+        return verdict.reading.forward(*args, **kwargs)
+
+    def types(self, *args: Any, **kwargs: Any) -> Hashable:
+        """What the types of the results follow from: those of the arguments and parameters, and autocast's."""
+        found = [each.dtype for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
+        found += [each.dtype for own in self._parameters for each in own.values() if each is not None]
+        return (*found, *autocast_types()) if torch._C._is_any_autocast_enabled() else tuple(found)
+
+    def look_over(self) -> None:
+        """Note the submodules that the fused forward does not call as modules, as they are now, and their hooks."""
+        bypassed = self.bypassed()
+        named = zip(self._readings[0].bypassed, bypassed, strict=True)
+        self._hooked = {"it": self.module, **{name: part for name, part in named if part is not None}}
+        self._hooks = hook_dicts(self._hooked.values())
+        self._parameters = [part._parameters for part in self._hooked.values() if part._parameters]
+        self._bypassed = bypassed  # last, as another thread asks by it
+
+    def bypassed(self) -> list[nn.Module | None]:
+        parts = self.module._modules
+        return [parts.get(name) for name in self._readings[0].bypassed]
 
     def methods(self) -> list[Any]:
         """The module's methods that the fused forward stands for."""
@@ -142,6 +160,8 @@ class LocalCall(InPlace):
         """What others did to the module that keeps its own code running."""
         if self.methods() != self.code:
             return "its code has been replaced since the model was fused"
+        if self.bypassed() != self._bypassed:
+            self.look_over()
         return self.hook() if any(self._hooks) else ""
 
     def hook(self) -> str:
@@ -156,25 +176,32 @@ class LocalCall(InPlace):
             f"handle with remove()){captured}"
         )
 
-    def watch(self, left: str, *args: Any, **kwargs: Any) -> None:
+    def watch(self, left: str, verdict: Verdict | None, *args: Any, **kwargs: Any) -> Verdict:
         """Try the fused forward, where that has not been done, and report this call."""
-        if self.reason is None and not left:
-            self.local, self.backend, self.reason = judged(
-                self._readings, args, kwargs
-            )  # the last is what others ask for
-        reason = left or self.reason or ""
-        local = self.local or self._readings[0]
+        if left:
+            verdict = Verdict(reason=left)
+        elif verdict is None:
+            verdict = judged(self._readings, args, kwargs)
+            if verdict.reason is not None:
+                self.verdicts[self.types(*args, **kwargs)] = verdict
         call = 0 if self.owner.report.complete else self.owner.now.count(self.path)
-        for outcome in (self.outcome(part, call, reason) for part in local.parts()):
+        for part in (verdict.reading or self._readings[0]).parts():
+            outcome = self.outcome(part, call, verdict)
             told = (outcome.norm, outcome.call) in self.owner.report.outcomes
             if not (left and told):  # the block that holds a norm has said more of why it is left
                 self.owner.report.record(outcome)
+        return verdict
 
-    def outcome(self, part: Part, call: int, reason: str) -> Outcome:
+    def outcome(self, part: Part, call: int, verdict: Verdict) -> Outcome:
         """What became of one norm of the module."""
         norm = ".".join(name for name in (self.path, part.norm) if name)
-        if self.local is None or reason:
-            return Outcome(norm, call, part.kind, fused=False, reason=reason or UNJUDGED)
+        if verdict.reading is None:
+            return Outcome(norm, call, part.kind, fused=False, reason=verdict.reason or UNJUDGED)
         if not part.folded:
-            return Outcome(norm, call, part.kind, False, plain=True, reason=ALONE, backend=self.backend)
-        return Outcome(norm, call, part.kind, True, part.folded, part.stream, backend=self.backend)
+            return Outcome(norm, call, part.kind, False, plain=True, reason=ALONE, backend=verdict.backend)
+        return Outcome(norm, call, part.kind, True, part.folded, part.stream, backend=verdict.backend)
+
+
+def autocast_types() -> list[torch.dtype | None]:
+    """The types in which autocast computes, where it is on."""
+    return [torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in ("cpu", "cuda")]

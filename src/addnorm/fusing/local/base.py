@@ -8,6 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+# torch's own forwards, which others may replace
+FORWARDS: dict[type[nn.Module], Any] = {
+    kind: kind.forward for kind in (nn.LayerNorm, nn.RMSNorm, nn.Linear, nn.Dropout)
+}
+
 
 @dataclass(frozen=True)
 class Part:
@@ -23,7 +28,7 @@ class Local(ABC):
     """One module, fused. Its attributes are read at each call, so that what changes in the module holds here."""
 
     methods: ClassVar[tuple[str, ...]] = ("forward",)  # of the module, which the fused forward stands for
-    draws: ClassVar[bool] = True  # whether the module may draw dropout in training
+    drops: ClassVar[tuple[str, ...]] = ()  # submodules that drop elements or rows in training
     bypassed: ClassVar[tuple[str, ...]] = ()  # submodules that the fused forward does not call as modules
 
     def __init__(self, module: nn.Module) -> None:
@@ -57,13 +62,14 @@ class Local(ABC):
 
 
 def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
-    """Whether a module is of exactly this class, with the class's forward."""
-    return type(module) is kind and "forward" not in module.__dict__
+    """Whether a module is of exactly this class of torch's, with torch's own forward."""
+    return type(module) is kind and "forward" not in module.__dict__ and kind.forward is FORWARDS[kind]
 
 
-def rate(dropout: nn.Module) -> float:
-    """The probability with which a dropout drops, as it is set now."""
-    return dropout.p if dropout.training else 0.0  # pyright: ignore
+def dropped(dropout: nn.Module) -> dict[str, Any]:
+    """A dropout's arguments of `add_norm`, as it is set now; a rate of 1, which that does not take, is a scale of 0."""
+    rate = dropout.p if dropout.training else 0.0
+    return {"branch_scale": 0.0} if rate == 1 else {"dropout_p": rate}
 
 
 def affine(norm: nn.Module) -> dict[str, Any]:

@@ -15,6 +15,7 @@ PARTS = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path
 class Block(Local):
     """``x = x + drop_path1(ls1(attn(norm1(x))))``, then ``x + drop_path2(ls2(mlp(norm2(x))))``."""
 
+    drops = ("drop_path1", "drop_path2")
     bypassed = ("norm2",)
 
     @classmethod

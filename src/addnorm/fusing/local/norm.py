@@ -21,8 +21,6 @@ EPS = ("eps", "variance_epsilon", "epsilon")  # the names that models give it
 class Norm(Local):
     """``norm(x)`` over the last dimension."""
 
-    draws = False
-
     def __init__(self, module: nn.Module, kind: str, offset: float = 0.0) -> None:
         super().__init__(module)
         self.kind = kind

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ...functional import add_norm
-from .base import Local, Part, affine, is_plain, rate
+from .base import Local, Part, affine, dropped, is_plain
 
 NAMES = {"dense", "dropout", "LayerNorm"}
 
@@ -17,6 +17,7 @@ NAMES = {"dense", "dropout", "LayerNorm"}
 class Output(Local):
     """``LayerNorm(dropout(dense(x)) + residual)``."""
 
+    drops = ("dropout",)
     bypassed = ("dense", "dropout", "LayerNorm")
 
     @classmethod
@@ -40,7 +41,7 @@ class Output(Local):
         module: Any = self.module
         bias = self.dense_bias()
         x = module.dense(hidden_states) if bias is None else F.linear(hidden_states, module.dense.weight)
-        options = {"branch_bias": bias, "dropout_p": rate(module.dropout), **affine(module.LayerNorm)}
+        options = {"branch_bias": bias, **dropped(module.dropout), **affine(module.LayerNorm)}
         return add_norm(x, input_tensor, **options)
 
 

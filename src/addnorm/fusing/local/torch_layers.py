@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ...functional import add_norm, add_norm_stream
 from ..fast_path import REASON, runs
-from .base import Local, Part, affine, is_plain, rate
+from .base import Local, Part, affine, dropped, is_plain
 
 
 class Layer(Local):
@@ -18,7 +18,6 @@ class Layer(Local):
     methods = ("forward", "_sa_block", "_ff_block", "_mha_block")
     own: type[nn.Module]
     norms: tuple[str, ...]
-    dropouts: tuple[str, ...]
 
     @classmethod
     def matches(cls, module: nn.Module) -> bool:
@@ -35,22 +34,22 @@ class Layer(Local):
         module = self.module
         if not all(is_plain(getattr(module, name), nn.LayerNorm) for name in self.norms):
             return "one of its norms has been replaced"
-        if not all(is_plain(getattr(module, name), nn.Dropout) for name in self.dropouts):
+        if not all(is_plain(getattr(module, name), nn.Dropout) for name in self.drops):
             return "one of its dropouts has been replaced"
         return ""
 
     def chain(self, x: Tensor, *branches: Any) -> Tensor:
         """All sublayers: a branch is a function of its input; after each come its dropout, the sum and a norm."""
         module = self.module
-        rates = [rate(getattr(module, name)) for name in self.dropouts]
+        dropouts = [dropped(getattr(module, name)) for name in self.drops]
         if not module.norm_first:
-            for branch, p, name in zip(branches, rates, self.norms, strict=True):
-                x = add_norm(branch(x), x, dropout_p=p, **affine(getattr(module, name)))
+            for branch, dropout, name in zip(branches, dropouts, self.norms, strict=True):
+                x = add_norm(branch(x), x, **dropout, **affine(getattr(module, name)))
             return x
         y = getattr(module, self.norms[0])(x)
-        for branch, p, name in zip(branches[:-1], rates[:-1], self.norms[1:], strict=True):
-            y, x = add_norm_stream(branch(y), x, dropout_p=p, **affine(getattr(module, name)))
-        return x + getattr(module, self.dropouts[-1])(branches[-1](y))
+        for branch, dropout, name in zip(branches[:-1], dropouts[:-1], self.norms[1:], strict=True):
+            y, x = add_norm_stream(branch(y), x, **dropout, **affine(getattr(module, name)))
+        return x + getattr(module, self.drops[-1])(branches[-1](y))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """As the layer's ``_ff_block``, without the last dropout."""
@@ -61,8 +60,8 @@ class Layer(Local):
 class EncoderLayer(Layer):
     """`torch.nn.TransformerEncoderLayer`, wherever torch's own fast path does not run."""
 
-    own, norms, dropouts = nn.TransformerEncoderLayer, ("norm1", "norm2"), ("dropout1", "dropout2")
-    bypassed = norms + dropouts
+    own, norms, drops = nn.TransformerEncoderLayer, ("norm1", "norm2"), ("dropout1", "dropout2")
+    bypassed = norms + drops
 
     def left_to(self, *args: Any, **kwargs: Any) -> str:
         src = args[0] if args else kwargs.get("src")
@@ -92,8 +91,8 @@ class DecoderLayer(Layer):
     """`torch.nn.TransformerDecoderLayer`."""
 
     own, norms = nn.TransformerDecoderLayer, ("norm1", "norm2", "norm3")
-    dropouts = ("dropout1", "dropout2", "dropout3")
-    bypassed = norms + dropouts
+    drops = ("dropout1", "dropout2", "dropout3")
+    bypassed = norms + drops
 
     def forward(
         self,
