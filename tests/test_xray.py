@@ -296,9 +296,12 @@ def test_the_plain_pass_by_the_clock_pays_for_nothing_else(monkeypatch: pytest.M
         return output.sum()
 
     monkeypatch.setattr(run.Run, "timed", told)
-    monkeypatch.setattr(run, "gc", SimpleNamespace(collect=lambda: events.append("collect")))
+    switches = {name: lambda name=name: events.append(name) for name in ("enable", "disable")}
+    monkeypatch.setattr(run, "gc", SimpleNamespace(isenabled=lambda: True, **switches))
     inspect(Pre(1), [torch.zeros(1, 2, WIDTH)], loss=heard)
-    assert events == ["capture", "backward", "collect", "plain", "backward", "inspected", "backward", "backward"]
+    inspected = ["inspected", "disable", "backward", "backward", "enable"]
+    plain = ["plain", "disable", "backward", "enable"]
+    assert events == ["capture", "disable", "enable", "backward", *plain, *inspected]
 
 
 def test_each_token_is_told_of() -> None:

@@ -6,7 +6,7 @@ import gc
 import inspect as signatures
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -124,7 +124,7 @@ class Run:
         self.recorder.real, self.recorder.number = real, number
         if number == 0:
             self.begin(batch)
-        with self.timed("inspected" if number == 0 else ""):
+        with self.timed("inspected") if number == 0 else nullcontext():
             self.forward_backward(batch, self.recorder.measure, identity=False)
             if self.loss is not None:
                 self.forward_backward(batch, self.recorder.measure, identity=True)
@@ -144,7 +144,6 @@ class Run:
             raise ValueError(self.call.no_site())
         if self.loss is not None:
             self.backward(output, batch)
-        gc.collect()  # of what the capture left: it takes longer than a small model's pass, in which it would fall
         with self.timed("plain"):
             output = self.model._call_impl(*args, **kwargs)
             if self.loss is not None:
@@ -186,11 +185,18 @@ class Run:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.times[name] = time.perf_counter() - start
+        """By the clock. Garbage waits: that of the capture takes longer to collect than a small model's pass."""
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            start = time.perf_counter()
+            yield
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.times[name] = time.perf_counter() - start
+        finally:
+            if collects:
+                gc.enable()
 
     def result(self, batches: int, total: float) -> Inspection:
         records = {str(place): site for place, site in self.recorder.sites.items()}
