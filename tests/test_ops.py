@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from addnorm.arguments import BACKWARD_ARGUMENTS, FORWARD_ARGUMENTS
 from addnorm.backends import BACKENDS, Support
 from addnorm.backends.native import EXTENSION
-from addnorm.call import OPERANDS, Call, Gradient, describe
+from addnorm.call import CALL_TENSORS, GRADIENT_TENSORS, OPERANDS, Call, Gradient, describe
 
 from .support.calls import routes
 from .support.cases import BF16, EVERYTHING, F16, F32, F64, Case, build, options
@@ -325,3 +325,26 @@ def test_an_operator_refuses_a_place_that_does_not_fit(backend: str, name: str) 
     torch.ops.addnorm.forward_out(x, x, None, None, backend=backend, **places)
     with pytest.raises(ValueError, match=f"{name} has shape"):
         torch.ops.addnorm.forward_out(x, x, None, None, backend=backend, **places | {name: torch.empty(3, 8)})
+
+
+@pytest.mark.parametrize("name", [*CALL_TENSORS, "out", "stream_out"])
+def test_a_forward_operator_refuses_operands_on_two_devices(name: str) -> None:
+    """Torch takes the fake kernel, whose results hold nothing, where any operand is on "meta"."""
+    call = call_of(EVERYTHING)
+    results = {"out": torch.empty(call.x.shape), "stream_out": torch.empty(call.x.shape)}
+    given = {f.name: getattr(call, f.name) for f in fields(Call)} | results
+    given[name] = given[name].to("meta")
+    with pytest.raises(ValueError, match="all tensors must be on one device"):
+        torch.ops.addnorm.forward_out(**given)
+    if name in CALL_TENSORS:
+        call = replace(call, **{name: given[name]})
+        with pytest.raises(ValueError, match="all tensors must be on one device"):
+            torch.ops.addnorm.forward(*forward_arguments(call, True, True, "eager"))
+
+
+@pytest.mark.parametrize("name", GRADIENT_TENSORS)
+def test_a_backward_operator_refuses_operands_on_two_devices(name: str) -> None:
+    given = dict(zip(BACKWARD_ARGUMENTS, backward_arguments(EVERYTHING, "eager", [True] * 7), strict=True))
+    given[name] = torch.empty_like(given["z"] if given[name] is None else given[name], device="meta")
+    with pytest.raises(ValueError, match="all tensors must be on one device"):
+        torch.ops.addnorm.backward(**given)

@@ -12,7 +12,18 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .arguments import as_call, as_gradient
-from .call import Call, Gradient, check_dtype, check_number, check_probability, check_seed, check_tensor, describe
+from .call import (
+    CALL_TENSORS,
+    GRADIENT_TENSORS,
+    Call,
+    Gradient,
+    check_dtype,
+    check_number,
+    check_probability,
+    check_seed,
+    check_tensor,
+    describe,
+)
 from .norms import NORMS, policy
 
 
@@ -66,6 +77,16 @@ def checked_gradient(arguments: tuple[Any, ...]) -> Gradient:
     if call.dropout_p and call.seed is None:
         raise ValueError("dropout needs a seed")
     return call
+
+
+def check_devices(call: Call | Gradient, **results: Tensor | None) -> None:
+    """One device has all tensors. For the fake kernels, which torch also takes where only some operands are on "meta"."""
+    names = CALL_TENSORS if isinstance(call, Call) else GRADIENT_TENSORS
+    for name, t in {**{name: getattr(call, name) for name in names}, **results}.items():
+        if t is not None and t.device != call.main.device:
+            raise ValueError(
+                f"{name} is on {t.device}, others on {call.main.device}: all tensors must be on one device"
+            )
 
 
 def refuse_tangents(name: str, values: Iterable[Any]) -> None:

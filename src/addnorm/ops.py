@@ -25,7 +25,7 @@ from . import again, reference, rng
 from .arguments import FORWARD_ARGUMENTS, as_call, as_gradient, forward_arguments
 from .backends import BACKENDS, KERNELS, able, backend_of, native
 from .call import CALL_FIELDS, OPERANDS, Call, draw_seed, stored_dtype
-from .checked import checked_call, checked_gradient
+from .checked import check_devices, checked_call, checked_gradient
 from .norms import NORMS
 from .outputs import check_apart, check_out
 from .plain import is_plain, is_plain_thread, is_recording
@@ -134,6 +134,7 @@ def _forward_first(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, T
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     given = forward_arguments(arguments)
     call, keep_stream, keep_stats = as_call(given), given["keep_stream"], given["keep_stats"]
+    check_devices(call)
     shape = call.x.shape
     kept = NORMS[call.norm].stats_per_row
     return (
@@ -174,7 +175,7 @@ def out_arguments(arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 @torch.library.register_fake("addnorm::forward_out", lib=LIBRARY)
 def _forward_out_fake(*arguments: Any, out: Tensor, stream_out: Tensor | None) -> None:
-    return None
+    check_devices(as_call(out_arguments(arguments)), out=out, stream_out=stream_out)
 
 
 @torch.library.impl(LIBRARY, "_backward", "CompositeExplicitAutograd")
@@ -199,6 +200,7 @@ def _gradients_first(arguments: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
 @torch.library.register_fake("addnorm::backward", lib=LIBRARY)
 def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     gradient = as_gradient(arguments)
+    check_devices(gradient)
     z, scale = gradient.z, gradient.branch_scale
     like = {
         "x": (z.shape, gradient.x_dtype),
