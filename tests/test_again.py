@@ -81,6 +81,7 @@ def test_another_kind_of_call_has_another_plan(backend: Planning, other: Callabl
         ({"eps": [1e-5]}, "eps must be a number, got list"),
         ({"dropout_p": 1.0, "training": False}, r"dropout_p must be in \[0, 1\), got 1.0"),
         ({"norm": "batch"}, "norm='batch' is unknown"),
+        ({"training": 1}, "training must be True or False, got int"),
         ({"bias": torch.ones(1, D)}, "bias has shape"),
         ({"weight": torch.ones(D).to_sparse()}, "weight must be a dense"),
         ({"weight": "nested"}, "weight must be a dense"),

@@ -15,6 +15,7 @@ from addnorm.bench import run
 from addnorm.bench.cases import Case
 from addnorm.bench.contenders import CONTENDERS
 from addnorm.cli import errors, output
+from addnorm.cli.bench import chosen
 from addnorm.demo import run as demo_run
 
 from .test_report import demo_result, results
@@ -151,6 +152,30 @@ def test_a_stdout_that_is_closed(command: str, saved: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("name", ["x" * 250, "µ" * 125])
+def test_a_long_name_can_be_written(name: str, tmp_path: Path) -> None:
+    output.check_writable(tmp_path / name)
+    output.write(tmp_path / name, "text")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "text")]
+
+
+@pytest.mark.usefixtures("no_work")
+def test_two_results_do_not_go_into_one_file(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "page")
+    assert cli.main(["bench", "--out", str(tmp_path / "page"), "--html", str(tmp_path / "link")]) == 2
+    assert "--out and --html are one file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--markdown"]])
+def test_a_terminal_of_another_encoding(form: list[str], saved: Path) -> None:
+    command = [sys.executable, "-m", "addnorm", "bench", "--load", str(saved), *form]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ascii_only)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "768" in done.stdout
+    assert form != ["--json"] or json.loads(done.stdout) == json.loads(saved.read_text())
+
+
 def test_a_check_leaves_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     output.check_writable(path)
@@ -199,6 +224,7 @@ def test_json_and_doctor_need_no_report_packages(monkeypatch: pytest.MonkeyPatch
     [
         (["fly"], "invalid choice: 'fly'"),
         (["bench", "--threads", "0"], "must be a number >= 1, got '0'"),
+        (["bench", "--threads", "1" + 30 * "0"], "processors"),
         (["bench", "--json", "--markdown"], "not allowed with argument"),
     ],
 )
@@ -216,9 +242,55 @@ def test_what_can_not_be_loaded_or_chosen(tmp_path: Path, capsys: Capture) -> No
         broken.write_text(text)
         assert cli.main(["bench", "--load", str(broken)]) == 2
         assert "holds no benchmark result" in capsys.readouterr().err
+    broken.write_text(100_000 * "[")
+    assert cli.main(["bench", "--load", str(broken)]) == 2
+    assert "holds no benchmark result" in capsys.readouterr().err
     assert cli.main(["bench", "--load", str(tmp_path / "none.json")]) == 2
     assert cli.main(["bench", "--quick", "--only", "99x99"]) == 2
     assert "--quick --only '99x99' leaves no case; there are cases with these words: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seconds", {"addnorm": 0.0}),
+        ("seconds", {"addnorm": None}),
+        ("seconds", {"addnorm": float("inf")}),
+        ("seconds", {"addnorm": 10**400}),
+        ("seconds", []),
+        ("host", {"addnorm": -1.0}),
+        ("reasons", ["addnorm"]),
+        ("case", {"rows": 3, "d": 64, "dtype": "fp8"}),
+        ("case", {"rows": 3, "d": 64, "mode": "forward"}),
+        ("case", {"rows": 3, "d": 64, "norm": "batch"}),
+        ("case", {"rows": 3, "d": 64, "device": "tpu"}),
+        ("case", {"rows": "3", "d": 64}),
+        ("case", {"rows": 0, "d": 64}),
+    ],
+)
+def test_a_saved_result_with_something_wrong(field: str, value: object, saved: Path, capsys: Capture) -> None:
+    data = json.loads(saved.read_text())
+    data["measurements"][0][field] = value
+    saved.write_text(json.dumps(data))
+    assert cli.main(["bench", "--load", str(saved)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"addnorm: {saved} holds no benchmark result: ")
+
+
+@pytest.mark.usefixtures("no_work")
+def test_cases_are_chosen_by_whole_words(capsys: Capture) -> None:
+    assert cli.main(["bench", "--quick", "--only", "4096x76"]) == 2
+    assert "leaves no case" in capsys.readouterr().err
+    cases = [Case(rows=1, d=8), Case(rows=11, d=8), Case(rows=11, d=8, stream=True)]
+    assert chosen(cases, "1x8", "--only") == cases[:1]
+    assert chosen(cases, str(cases[2]), "--only") == cases[2:]
+
+
+@pytest.mark.usefixtures("no_work")
+def test_markdown_without_a_case_for_its_tables_is_refused(capsys: Capture) -> None:
+    assert cli.main(["bench", "--only", "RMSNorm", "--markdown"]) == 2
+    assert "--markdown" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--only", "fp32"], ["--quick"], ["--threads", "1"], ["--device", "cpu"]])
@@ -238,6 +310,12 @@ def test_infinities_become_null() -> None:
         "a": [None, 1.5],
         "b": [None],
     }
+
+
+def test_json_is_ascii_whatever_the_encoding() -> None:
+    text = output.json_text({"a": "µ\ud800"})
+    assert text.isascii()
+    assert json.loads(text) == {"a": "µ\ud800"}
 
 
 def test_as_a_module() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from math import comb
 from typing import Any
 
 import pytest
@@ -127,3 +128,14 @@ def test_clock_rests_the_collector_and_wakes_it_when_a_function_fails() -> None:
 def test_clock_refuses_no_rounds() -> None:
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         clock.interleaved({}, rounds=0)
+
+
+def test_an_interval_is_the_narrowest_that_covers_95_percent() -> None:
+    for rounds in range(6, 60):
+        low = clock.ratio([float(i) for i in range(rounds)], [1.0] * rounds).low
+        missed = [2 * sum(comb(rounds, k) for k in range(int(outer) + 1)) / 2**rounds for outer in (low, low + 1)]
+        assert missed[0] <= 0.05 < missed[1]
+
+
+def test_of_few_rounds_the_interval_is_their_range() -> None:
+    assert clock.ratio([3.0, 1.0, 5.0, 2.0, 4.0], [1.0] * 5) == (3, 1, 5)

@@ -165,3 +165,5 @@ def test_a_model_that_lacks_words_of_its_tokenizer(folder: Path, capsys: pytest.
 def test_a_path_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["fuse", "no_such_model", "--json"]) == 2
     assert "neither a folder nor an installed package" in capsys.readouterr().err
+    assert cli.main(["fuse", "x" * 300, "--json"]) == 2  # longer than a file system's names
+    assert "neither a folder nor an installed package" in capsys.readouterr().err

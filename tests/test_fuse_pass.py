@@ -39,7 +39,7 @@ def results(call: nn.Module, model: nn.Module, x: Tensor) -> list[Tensor]:
 # Two norms a layer; in pre-norm the first has no sum before it.
 @pytest.mark.parametrize(("norm_first", "sites"), [(False, 4), (True, 3)])
 def test_a_compiled_model_is_fused_and_as_exact(norm_first: bool, sites: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pass_file, "inductor_is_faster", lambda site: "")
+    monkeypatch.setattr(pass_file, "left_to_inductor", lambda site: "")
     model, fuse_pass = encoder(norm_first), addnorm.FusePass()
     compiled = torch.compile(model, options={"pre_grad_custom_pass": fuse_pass})
     x = torch.randn(2, 5, 32, requires_grad=True)
@@ -63,7 +63,7 @@ def test_without_dropout_the_sites_are_inductors(dropout: float) -> None:
 
 
 def test_the_report_names_every_norm_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pass_file, "inductor_is_faster", lambda site: "" if site.stream else "by rule")
+    monkeypatch.setattr(pass_file, "left_to_inductor", lambda site: "" if site.stream else "by rule")
     fuse_pass = addnorm.FusePass()
     assert repr(fuse_pass).startswith("FusePass: no norm calls seen yet")
     torch.compile(encoder(True), options={"pre_grad_custom_pass": fuse_pass})(torch.randn(2, 5, 32))
@@ -106,6 +106,23 @@ def test_a_gain_that_is_no_weight_stays_outside(gain: Tensor) -> None:
     fuse_pass = addnorm.FusePass()
     torch.compile(Gained(), options={"pre_grad_custom_pass": fuse_pass})(torch.randn(2, 5, 32))
     assert (fuse_pass.fused, fuse_pass.native) == (1, 0)
+
+
+def test_positions_times_a_number_are_the_residual_as_a_whole() -> None:
+    """The integers themselves would be none."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(32)
+
+        def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+            return self.norm(nn.functional.dropout(torch.tanh(x), 0.1) + positions * 0.1)
+
+    fuse_pass = addnorm.FusePass()
+    compiled = torch.compile(Positions(), options={"pre_grad_custom_pass": fuse_pass})
+    compiled(torch.randn(2, 5, 32), torch.arange(320).view(2, 5, 32))
+    assert fuse_pass.fused == 1
 
 
 def test_the_hash_follows_the_sources_and_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -120,12 +121,27 @@ def test_the_terminal_fits_eighty_columns() -> None:
         assert "…" not in text
 
 
+def test_a_terminal_without_a_width_has_eighty_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    terminal.show(bench.document(results()))
+    assert 40 < max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_bench_says_the_ratios_and_who_is_missing() -> None:
     text = shown(bench.document(results()), width=200)
     assert re.search(r"32x768 +fp32 +10 µs +29\.5 +4x +5\.5x +8x +1\.25x", text)
     assert re.search(r"32x768 +bf16 +5 µs +29\.5 +4x +– +– +1\.25x", text)
     assert "ONNX Runtime: fp32 only (32x768 bf16)" in text
     assert "Outputs disagree, no ratio: torch eager, forward, with the sum, 32x768 fp32: y is off by 1" in text
+
+
+def test_bench_says_first_of_all_where_addnorm_failed() -> None:
+    first, *_ = results().measurements
+    failed = replace(first, seconds={"floor": 8e-6}, reasons={"addnorm": "failed: no memory"})
+    summary = bench.document(replace(results(), measurements=(failed,))).summary
+    assert summary[0] == f"No time: addnorm, {failed.case}: failed: no memory"
 
 
 def test_markdown_has_all_groups_at_a_look_and_each_by_itself() -> None:

@@ -51,7 +51,30 @@ def test_targets_are_held_against_their_worst_case() -> None:
 def test_a_disagreeing_kernel_meets_no_target() -> None:
     results = synthetic()
     wrong = tuple(replace(m, reasons={"addnorm": "y is off by 1"}) for m in results.measurements)
-    assert {verdict.met for verdict in verdicts(replace(results, measurements=wrong))} == {None}
+    found = verdicts(replace(results, measurements=wrong))
+    assert [verdict.met for verdict in found] == [None if before.met is None else False for before in verdicts(results)]
+
+
+def test_one_case_that_addnorm_fails_in_misses_the_target_and_is_named() -> None:
+    results = synthetic()
+    *rest, decode = results.measurements
+    failed = replace(decode, seconds={FLOOR: 2e-6, COPY: 2e-6}, reasons={"addnorm": "failed: no memory"})
+    held = replace(decode, case=replace(decode.case, rows=1))
+    both = replace(results, measurements=(*rest, failed, held))
+    (verdict,) = (v for v in verdicts(both) if v.target.regime.startswith("decode"))
+    assert (verdict.met, verdict.worst, verdict.case, verdict.cases) == (False, None, failed.case, 2)
+    document = cuda.document(both)
+    assert any(line == f"No time: addnorm, {failed.case}: failed: no memory" for line in document.summary)
+    assert "2 of 5 targets met" in "".join(document.summary)
+    assert [row[1:] for row in document.sections[0].tables[0].rows if row[0].startswith("decode")] == [
+        ("no", "<= 1.3x a same-shape copy", "–", "2", "8x4096")
+    ]
+
+
+def test_bandwidth_is_given_of_what_moves_the_bytes_of_the_case() -> None:
+    measurement = synthetic().measurements[0]
+    assert COPY in measurement.seconds
+    assert set(measurement.to_dict()["gigabytes_per_second"]) == {"addnorm", "eager", "liger", FLOOR}
 
 
 def test_the_document_has_targets_and_a_roofline() -> None:

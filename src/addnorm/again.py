@@ -75,7 +75,7 @@ def again(
         return None
     eps, residual_scale, p, weight_offset = numbers
     options = (
-        numbers, type(eps), type(residual_scale), type(p), type(weight_offset),  # as True is 1
+        numbers, type(eps), type(residual_scale), type(p), type(weight_offset), type(training),  # as True is 1
         others, backend, stream, is_recording(), torch.is_autocast_enabled("cuda"),  # which chooses y's dtype
     )  # fmt: skip
     found = find(tensors, options, lambda: make(tensors, numbers, others, backend, stream))

@@ -57,7 +57,7 @@ def add_norm(
         row_scale: One number per row, broadcastable to ``x.shape[:-1]``: stochastic depth, masks.
         residual_scale: A number: DeepNorm's alpha.
         dropout_p: Probability of dropping an element of the branch, in [0, 1). 16 random bits decide, so it holds to
-            within 2^-17. Kept elements are multiplied by 1/(1-p).
+            within 2^-17 (2^-16 just below 1). Kept elements are multiplied by 1/(1-p).
         training: False means no dropout.
         seed: The dropout mask's seed, an int or an int64 tensor on x's device. None draws one from torch's
             generator. The mask depends on seed, row and column alone: it is the same on every backend.
@@ -133,7 +133,7 @@ def add_norm_stream(
 
     Pre-norm needs both: y is the next sublayer's input, the stream the next residual. The arguments are those of
     `add_norm`; ``stream_dtype`` is the stream's dtype and ``stream_out`` where it is written (inference only, as
-    ``out``). y comes from the unrounded z; gradients flow back through both results.
+    ``out``); so are the errors. y comes from the unrounded z; gradients flow back through both results.
 
     >>> x, residual = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[0.0, 0.0, 3.0]])
     >>> y, stream = add_norm_stream(x, residual, norm="rms")
@@ -165,7 +165,12 @@ def add_norm_stream(
 def explain_dispatch(
     x: Tensor, residual: Tensor | None = None, *args: Any, backend: str | None = None, **options: Any
 ) -> Dispatch:
-    """Which backend `add_norm` would take for these arguments (``out`` aside), and why not the others.
+    """Which backend `add_norm` would take for these arguments, and why not the others.
+
+    The arguments are those of `add_norm`, ``out`` aside.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was given and what is allowed.
 
     >>> print(explain_dispatch(torch.ones(2, 3, device="meta")))
     eager takes this call

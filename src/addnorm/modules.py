@@ -50,6 +50,9 @@ class AddNorm(nn.Module):
         out_dtype, stream_dtype, backend: As in `add_norm`.
         device, dtype: Of the parameters.
 
+    Raises:
+        TypeError, ValueError: naming the argument, what was given and what is allowed.
+
     >>> block = AddNorm(8, dropout=0.1)
     >>> block(torch.randn(2, 5, 8), torch.randn(2, 5, 8)).shape
     torch.Size([2, 5, 8])

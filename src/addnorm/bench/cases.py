@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..norms.table import NORMS
+
 INFERENCE, TRAINING, BACKWARD = "inference", "training", "backward"
 MODES = (INFERENCE, TRAINING, BACKWARD)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -40,6 +42,12 @@ class Case:
     @property
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is such a case: of a stored one, nothing is certain."""
+        words = self.dtype in DTYPES and self.mode in MODES and self.norm in NORMS and self.device in ("cpu", "cuda")
+        return words and isinstance(self.rows * self.d, int) and min(self.rows, self.d) > 0 and 0 <= self.dropout_p < 1
 
     @property
     def trains(self) -> bool:

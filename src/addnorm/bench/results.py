@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -59,7 +60,11 @@ class Measurement:
         result = asdict(self)
         names = [name for name in self.seconds if name not in (OURS, FLOOR, COPY)]
         result["bytes"] = self.case.nbytes
-        result["gigabytes_per_second"] = {name: self.bandwidth(name) for name in self.seconds}
+        result["gigabytes_per_second"] = {
+            name: self.bandwidth(name)
+            for name in self.seconds
+            if name != COPY  # which moves other bytes
+        }
         result["ratios"] = {name: self.ratio(name) for name in names}
         result["to_floor"] = self.to_floor
         if self.case.device == "cuda":
@@ -70,7 +75,13 @@ class Measurement:
     def from_dict(cls, data: dict[str, Any]) -> Measurement:
         stored = {name: data[name] for name in ("backend", "seconds", "reasons", "floor")}
         stored |= {name: data.get(name, {}) for name in ("host", "clocks")}
-        return cls(case=Case(**data["case"]), **stored)
+        case = Case(**data["case"])
+        if not case.is_known:
+            raise ValueError(f"unknown case: {data['case']}")
+        check_times(*stored["seconds"].values(), *stored["host"].values())
+        if not isinstance(stored["reasons"], dict):
+            raise ValueError(f"reasons are not by contender: {stored['reasons']!r}")
+        return cls(case=case, **stored)
 
 
 @dataclass(frozen=True)
@@ -109,5 +120,12 @@ class Results:
     def from_dict(cls, data: dict[str, Any]) -> Results:
         if data.get("format") != FORMAT:
             raise ValueError(f"not a benchmark result of format {FORMAT}: format is {data.get('format')!r}")
+        check_times(data["seconds"])
         measurements = tuple(Measurement.from_dict(entry) for entry in data["measurements"])
         return cls(Machine(**data["machine"]), measurements, data["seconds"], tuple(data.get("checks", ())))
+
+
+def check_times(*seconds: float) -> None:
+    for each in seconds:
+        if not (math.isfinite(each) and each > 0):
+            raise ValueError(f"{each!r} is no time")

@@ -22,9 +22,8 @@ class Scale:
 
 
 def host(measurement: Measurement) -> float | None:
-    """Microseconds to issue a call; None where it is not right or was not made."""
-    wrong = OURS in measurement.reasons or OURS not in measurement.host
-    return None if wrong else 1e6 * measurement.host[OURS]
+    """Microseconds to issue a call; None where it was not made."""
+    return 1e6 * measurement.host[OURS] if OURS in measurement.host else None
 
 
 PERCENT = Scale(Measurement.percent_of_copy, False, " %")
@@ -47,7 +46,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A target beside the worst case of its regime; None where none was measured."""
+    """A target beside the worst case of its regime; None where none was measured. A case in which addnorm failed or
+    disagreed is the worst, with None as its value."""
 
     target: Target
     worst: float | None
@@ -56,7 +56,9 @@ class Verdict:
 
     @property
     def met(self) -> bool | None:
-        return None if self.worst is None else self.target.met(self.worst)
+        if self.case is None:
+            return None
+        return self.worst is not None and self.target.met(self.worst)
 
 
 def forward(case: Case, low: int, high: int) -> bool:
@@ -90,12 +92,15 @@ def verdicts(results: Results) -> list[Verdict]:
     """Every target beside what was measured."""
     found = []
     for target in TARGETS:
-        values = {}
+        values, wrong = {}, []
         for measurement in results.measurements:
-            value = target.scale.of(measurement)
-            if value is not None and target.holds(measurement.case):
-                values[measurement.case] = value
-        order = sorted(values, key=lambda case: values[case], reverse=target.scale.less)
+            if target.holds(measurement.case):
+                value = target.scale.of(measurement)
+                if OURS in measurement.reasons:
+                    wrong.append(measurement.case)
+                elif value is not None:
+                    values[measurement.case] = value
+        order = wrong + sorted(values, key=lambda case: values[case], reverse=target.scale.less)
         worst = order[0] if order else None
-        found.append(Verdict(target, None if worst is None else values[worst], worst, len(values)))
+        found.append(Verdict(target, None if worst is None else values.get(worst), worst, len(order)))
     return found

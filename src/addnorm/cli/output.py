@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import io
 import json
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -42,9 +44,11 @@ def check_output(args: argparse.Namespace, *, plain: bool = False) -> None:
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise CommandError(f"{' and '.join(missing)} not installed: pip install 'addnorm[report]', or use --json")
-    for path in (args.html, getattr(args, "out", None)):
-        if path is not None:
-            check_writable(path)
+    paths = [path for path in (args.html, getattr(args, "out", None)) if path is not None]
+    for path in paths:
+        check_writable(path)
+    if len({os.path.realpath(path) for path in paths}) < len(paths):
+        raise UsageError(f"--out and --html are one file: {args.out}")
 
 
 def check_writable(path: Path) -> None:
@@ -110,9 +114,12 @@ def show(
 
 @contextlib.contextmanager
 def stdout() -> Iterator[None]:
-    """What is printed meanwhile has arrived at the end; a reader who is gone, `head` say, has seen enough."""
+    """What is printed meanwhile has arrived at the end; a reader who is gone, `head` say, has seen enough. What the
+    encoding lacks is replaced."""
     out = sys.stdout  # None where it was closed from the start
     try:
+        if isinstance(out, io.TextIOWrapper):
+            out.reconfigure(errors="replace")
         yield
         if out is not None:
             out.flush()
@@ -130,7 +137,7 @@ def write(path: Path, text: str) -> None:
             path.write_text(text, encoding="utf-8")
             return
         path = path.resolve()
-        part = path.with_name(f".{path.name}.part")
+        part = path.with_name(f".{secrets.token_hex(8)}.part")  # the path's own name may be as long as names can be
         try:
             part.write_text(text, encoding="utf-8")
             part.replace(path)
@@ -141,7 +148,7 @@ def write(path: Path, text: str) -> None:
 
 
 def json_text(data: Any) -> str:
-    return json.dumps(finite(data), indent=1, allow_nan=False, ensure_ascii=False)
+    return json.dumps(finite(data), indent=1, allow_nan=False)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def folder_of(name: str) -> Path:
         UnusableError: no such folder or package, no model in it, or only a pickled one, which could run code.
     """
     path = Path(name)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike the path's own method, also takes names too long to be one
         package = name.replace("-", "_")  # as a distribution is called
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or spec.origin is None:

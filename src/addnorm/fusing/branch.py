@@ -103,8 +103,10 @@ def bias_of(node: Node) -> Node | None:
 def residual_of(node: Node) -> tuple[Node, float, tuple[Node, ...]]:
     """``(residual, scale, nodes)``: a residual that is multiplied by a number, as DeepNorm's."""
     if is_product(node) and len(node.users) == 1:
+        after = example(node)
         for source, factor in (node.args, reversed(node.args)):
-            if is_number(factor) and example(source) is not None:
+            before = example(source)
+            if is_number(factor) and before is not None and after is not None and before.dtype == after.dtype:
                 return source, float(factor), (node,)  # pyright: ignore
     return node, 1.0, ()
 

@@ -14,7 +14,7 @@ from ..backends import native
 from ..functional import add_norm, add_norm_stream
 from .dropout import draw_faster
 from .kernels import taken
-from .measured import inductor_is_faster
+from .measured import left_to_inductor
 from .nodes import example
 from .report import Outcome, Report
 from .rewrite import put
@@ -26,13 +26,15 @@ SOURCES = tuple(str(path) for path in sorted(Path(__file__).parent.glob("*.py"))
 class FusePass(CustomGraphPass):
     """Fuses the Add & Norms of a model while Inductor compiles it, forward and backward::
 
-        compiled = torch.compile(model, options={"pre_grad_custom_pass": addnorm.FusePass()})
+        fuse_pass = addnorm.FusePass()
+        compiled = torch.compile(model, options={"pre_grad_custom_pass": fuse_pass})
+        compiled(x)  # the first call compiles
+        print(fuse_pass.report)
 
     The sites are those of `addnorm.fuse`, found in the graph before autograd sees it. They are matched by structure
     alone: while a model is compiled there are no numbers to try them on (``addnorm.fuse(model, mode="inductor")`` tries
-    them first). Where Inductor's own fusion of the site and its neighbours was measured to be faster, the site is left
-    to it; a norm without a sum always is. See ``measured.py`` for the rule and its numbers. On the CPU the kernels draw
-    the model's other dropouts too.
+    them first). On the CPU a site without dropout, and so every norm without a sum, is left to Inductor's own fusion.
+    See ``measured.py`` for the rule and its numbers. On the CPU the kernels draw the model's other dropouts too.
 
     Attributes:
         fused: How many sites were found, over all graphs that Inductor did not take from its cache.
@@ -75,7 +77,7 @@ class FusePass(CustomGraphPass):
 
     def faster(self, site: Site) -> str:
         """Why a site is left to Inductor's own fusion; "" if it is not."""
-        return inductor_is_faster(site)
+        return left_to_inductor(site)
 
     def note(self, site: Site, objection: str, faster: str, calls: Counter[str]) -> None:
         """Report what becomes of a norm call."""

@@ -1,4 +1,4 @@
-"""Where a norm was measured to be as fast or faster as it is, and is left so. By benchmarks/measured.py.
+"""Where a norm gains nothing sure by being fused, and is left as it is. Measured by benchmarks/measured.py.
 
 The tables are the time as it was over the time fused. AMD EPYC (Zen 4, AVX-512), one thread, medians of interleaved
 runs, torch 2.13.0; others used the machine, so that a tenth is noise. benchmarks/results/measured.txt has all rows, and
@@ -37,8 +37,8 @@ bfloat16, 4096    1       1.42     4.3      5.8        1.25     5.3      5.2
 ================  ======  ===========================  ===========================
 
 So each is fused, but in mode "modules", where each call of a module asks in Python whether things are as they were:
-torch's own float32 ``layer_norm`` stays without gradients, and in narrow rows, where a call of a few rows gains less
-than that takes.
+torch's own float32 and float64 ``layer_norm`` stays without gradients, and in narrow rows, where a call of a few rows
+gains less than that takes.
 
 A stack of 4 x (Linear, dropout, sum, norm), compiled by Inductor for all lengths:
 
@@ -81,16 +81,16 @@ from .sites import Site
 
 NARROW = 768  # columns
 TORCH_FASTER = (
-    "torch's float32 layer_norm alone, without gradients or in narrow rows, gains less than a call here takes"
+    "torch's float32 and float64 layer_norm alone, without gradients or in narrow rows, gains less than calls here take"
 )
-INDUCTOR_FASTER = "Inductor's own fusion was measured to be faster where no dropout is drawn"
+INDUCTOR_AS_FAST = "without dropout, Inductor's own fusion was measured to be about as fast"
 
 
-def inductor_is_faster(site: Site) -> str:
+def left_to_inductor(site: Site) -> str:
     """Why a site is left to Inductor; "" where the fused operation is used."""
     x = example(site.x)
     on_cpu = x is not None and x.device.type == "cpu"
-    return INDUCTOR_FASTER if on_cpu and not (site.training and site.dropout_p > 0) else ""
+    return INDUCTOR_AS_FAST if on_cpu and not (site.training and site.dropout_p > 0) else ""
 
 
 def torch_is_faster(x: Tensor, *, backward: bool) -> str:

@@ -1,4 +1,4 @@
-"""pRMSNorm (Zhang & Sennrich, 2019, arXiv:1910.07467, section 3.2)."""
+"""pRMSNorm (Zhang & Sennrich, 2019, arXiv:1910.07467, section 5)."""
 
 from __future__ import annotations
 

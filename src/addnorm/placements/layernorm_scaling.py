@@ -12,8 +12,8 @@ from .base import Placement, Settings, Site, State
 class LayerNormScaling(Placement):
     """h <- h + drop(f(N(h) / sqrt(l))) in layer l = 1, 2, ..., and one norm at the end.
 
-    When to choose it: deep pre-norm models, whose last layers otherwise do next to nothing: the stream's variance grows
-    with the logarithm of the depth, no more with the depth. What it costs: as pre-norm.
+    When to choose it: deep pre-norm models, whose last layers otherwise do next to nothing: at initialisation the
+    stream's variance then grows with the logarithm of the depth, not with the depth. What it costs: as pre-norm.
 
     Source: Sun et al. 2025 (The Curse of Depth, arXiv:2502.05795).
     """

@@ -30,8 +30,12 @@ def document(results: Results) -> Document:
 
 
 def summary(results: Results) -> tuple[str, ...]:
-    """The ratios to each peer over all cases, what disagreed, and how to read the rest."""
-    lines = []
+    """Where addnorm failed, the ratios to each peer over all cases, what disagreed, and how to read the rest."""
+    lines = [
+        f"No time: {LABELS[OURS]}, {m.case}: {m.reasons[OURS]}"
+        for m in results.measurements
+        if OURS in m.reasons and OURS not in m.seconds
+    ]
     for name in PEERS:
         ratios = [r for m in results.measurements if (r := m.ratio(name)) is not None]
         if ratios:
@@ -41,7 +45,7 @@ def summary(results: Results) -> tuple[str, ...]:
                 f"{digits(max(ratios))}; ahead in {ahead} of {count(len(ratios), 'case')}."
             )
     wrong = [
-        f"{LABELS[name]}, {m.case}: {m.reasons[name]}"
+        f"{LABELS.get(name, name)}, {m.case}: {m.reasons[name]}"
         for m in results.measurements
         for name in m.seconds
         if name in m.reasons

@@ -136,10 +136,10 @@ def number(value: float | None) -> str:
 
 
 def digits(value: float) -> str:
-    """Three significant digits, never in exponents.
+    """Three significant digits, in exponents below 1e-4 alone.
 
-    >>> digits(1.2), digits(12.345), digits(1234.5), digits(0.0123), digits(0.0)
-    ('1.2', '12.3', '1234', '0.0123', '0')
+    >>> digits(1.2), digits(12.345), digits(1234.5), digits(0.0123), digits(0.0), digits(1.234e-5)
+    ('1.2', '12.3', '1234', '0.0123', '0', '1.23e-05')
     """
     if value == 0:
         return "0"

@@ -26,6 +26,8 @@ class Terminal(Console):
 def show(document: Document, console: Console | None = None) -> None:
     """Prints title, sections, facts, and last what was found, where the eye is."""
     console = console or Terminal()
+    if console.width < 1:  # COLUMNS=0
+        console.width = 80
     console.print(f"[bold]{escape(document.title)}[/bold]")
     for name, value in document.facts.items():
         console.print(f"  [dim]{escape(name)}[/dim] {escape(value)}", highlight=False)

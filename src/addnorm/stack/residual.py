@@ -33,7 +33,8 @@ class Residual(nn.Module):
         depth: Number of layers of the model, where the placement needs it (DeepNorm's alpha). Pre-norm's `initialise`
             takes each layer for one sublayer.
         layer: Which of these layers this is, from 0.
-        final_norm: Whether the result is normed once more.
+        final_norm: Whether the result is normed once more; None: as the placement's paper has it. residual_dual needs
+            True or None.
         shortcut: Maps the skip where the sublayer changes the shape; its input is what the placement carries on the
             skip. Where it changes the width, d_model is the one after the sum with post, deepnorm, admin, rezero and
             mix_ln's first layers, and the one before the sublayer with pre, sub_ln, layernorm_scaling and mix_ln's
@@ -70,7 +71,7 @@ class Residual(nn.Module):
         drop_path: float = 0.0,
         depth: int | None = None,
         layer: int = 0,
-        final_norm: bool = False,
+        final_norm: bool | None = False,
         shortcut: nn.Module | None = None,
         backend: str | None = None,
         device: torch.device | str | None = None,
