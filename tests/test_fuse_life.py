@@ -43,6 +43,26 @@ def test_a_hook_that_comes_late_and_leaves_no_other_trace(mode: str) -> None:
             assert torch.allclose(model(x), plain, atol=1e-5)
 
 
+class Broken(Block):
+    """One that is not captured to its end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        torch._dynamo.graph_break()
+        return y
+
+
+@pytest.mark.parametrize("hooked", [0, 1])
+@pytest.mark.parametrize("mode", ["eager", "inductor", "modules"])
+def test_a_hook_on_one_of_two_modules_that_share_captured_code(mode: str, hooked: int) -> None:
+    model, x = nn.Sequential(Broken(), Broken()), torch.randn(3, 16, requires_grad=True)
+    model[hooked].mix.register_forward_pre_hook(lambda _module, arguments: (2 * arguments[0],))
+    plain = model(x)
+    with fuse(model, mode=mode):
+        for _ in range(4):
+            torch.testing.assert_close(model(x), plain, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("undone", [False, True])
 @pytest.mark.parametrize("calls", [0, 3])
 @pytest.mark.parametrize("mode", ["eager", "inductor", "modules"])

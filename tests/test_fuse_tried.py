@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from addnorm.fusing import fuse
+from addnorm.fusing.fast_path import FAST_PATH
 from addnorm.fusing.local import torch_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:addnorm.fuse found nothing")
@@ -200,6 +202,15 @@ def test_torchs_fast_path_is_no_measure() -> None:
     with fuse(model, mode="modules") as handle:
         torch.testing.assert_close(model(x), before)
     assert handle.report.fused == 2, str(handle.report)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_torchs_fast_path_stays_off_until_the_last_one_is_done() -> None:
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        first.enter_context(FAST_PATH.off())  # an inspection of one thread, say
+        second.enter_context(FAST_PATH.off())  # and a trial in another
+        first.close()
+        assert not torch.backends.mha.get_fastpath_enabled()
     assert torch.backends.mha.get_fastpath_enabled()
 
 

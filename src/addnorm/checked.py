@@ -80,7 +80,7 @@ def checked_gradient(arguments: tuple[Any, ...]) -> Gradient:
 
 
 def check_devices(call: Call | Gradient, **results: Tensor | None) -> None:
-    """One device has all tensors. For the fake kernels, which torch also takes where only some operands are on "meta"."""
+    """One device has all tensors: for the fake kernels, which torch also takes where only some are on "meta"."""
     names = CALL_TENSORS if isinstance(call, Call) else GRADIENT_TENSORS
     for name, t in {**{name: getattr(call, name) for name in names}, **results}.items():
         if t is not None and t.device != call.main.device:

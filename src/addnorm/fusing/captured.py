@@ -42,6 +42,8 @@ class Captured:
                 self.done.clear()
             QUIET.listen()
             call = torch.compile(traced(self.model), backend=by_reference(self._backend), **isolation())
+            if any(hook_dicts(self.model.modules())):
+                call = guarded(call)
             call = self._calls.setdefault(version, call)  # another thread may have come first
         result = call(*args, **kwargs)
         self.done.add(version)
@@ -86,6 +88,17 @@ def traced(model: nn.Module) -> Callable[..., Any]:
 
     code = call.__code__.replace(co_name=f"fused_call_{next(NUMBERS)}")
     return types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
+
+
+def guarded(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A captured call of a model with hooks. Where a capture breaks off, Dynamo goes on with the code of each forward,
+    which modules share: it would take what it captured of one without hooks for another that has some."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+            return call(*args, **kwargs)
+
+    return run
 
 
 def isolation() -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,31 @@ from torch.fx import Graph, Node
 from .nodes import is_call
 
 REASON = "torch's own fast path runs the whole layer as one operation (nn.TransformerEncoderLayer without gradients)"
+
+
+class Switch:
+    """Holds the fast path off, for all threads, from the first user's start to the last one's end."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = threading.Lock(), 0, True
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        with self._lock:
+            if not self._users:
+                self._before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    torch.backends.mha.set_fastpath_enabled(self._before)
+
+
+FAST_PATH = Switch()
 
 
 def fast_layers(graph: Graph) -> Iterator[Node]:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from .base import hook_dicts
+from .fast_path import FAST_PATH
 from .kernels import taken
 from .local import Local
 from .sites import WITHOUT_NUMBERS
 from .trial import disagreement
 
 ALONE = "the norm alone: a sum before it is made in another module's code, which this mode does not see"
-JUDGING = threading.RLock()  # held while torch's fast path is off, for all threads
+JUDGING = threading.RLock()  # held until torch's random state, which all threads have in common, is restored
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,8 @@ def aside(module: nn.Module) -> Iterator[None]:
     """Torch's random state is kept meanwhile, and its fast path for encoder layers is off: copies run in eval without
     gradients, where that takes the weights of Linears and passes over what wraps them."""
     devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
-    with JUDGING, torch.random.fork_rng(devices=list(devices)):
-        enabled = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(enabled)
+    with JUDGING, torch.random.fork_rng(devices=list(devices)), FAST_PATH.off():
+        yield
 
 
 def copied(module: nn.Module) -> nn.Module:

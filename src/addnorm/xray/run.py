@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..fusing.fast_path import FAST_PATH
 from .base import Finding
 from .capture import ProbedCall
 from .inspection import Inspection, Overhead, SiteResult
@@ -94,13 +95,11 @@ def check(model: Any, batches: Any, loss: Any) -> None:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode, and none of torch's shortcuts around the norms; afterwards each module is as it was."""
     training = [module for module in model.modules() if module.training]
-    shortcut = torch.backends.mha.get_fastpath_enabled()
     model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with FAST_PATH.off():
+            yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(shortcut)
         for module in training:
             module.training = True
 
