@@ -26,8 +26,9 @@ bench: $(VENV)/ready   ## the full benchmark; writes benchmarks/results/cpu.json
 	$(BIN)/addnorm bench --out benchmarks/results/cpu.json
 
 aot: $(VENV)/ready     ## the GPU kernels for sm_80, sm_90 and sm_100: registers and spills, in docs/gpu-registers.md
-	mkdir -p docs
-	$(BIN)/python -m addnorm.backends.triton.aot > docs/gpu-registers.md
+	mkdir -p build
+	$(BIN)/python -m addnorm.backends.triton.aot > build/gpu-registers.md
+	mv build/gpu-registers.md docs/gpu-registers.md
 
 wheel: $(VENV)/ready   ## a wheel for the torch in .venv, in dist/
 	$(PIP) wheel --no-deps --wheel-dir dist .

@@ -244,7 +244,7 @@ def test_moves_like_any_module() -> None:
 
 def test_repr_names_what_matters() -> None:
     assert repr(AddNorm(D, norm="rms", dropout=0.1)) == (
-        "AddNorm(24, norm='rms', eps=1e-05, affine=True, bias=False, dropout=0.1, drop_path=0.0)"
+        "AddNorm(24, norm='rms', eps=1e-05, affine=True, bias=False, dropout=0.1)"
     )
 
 

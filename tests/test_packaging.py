@@ -67,12 +67,14 @@ print(addnorm.explain_dispatch(x))
 """
 
 
-def test_everything_works_without_the_extension() -> None:
+def test_everything_works_without_the_extension_and_the_import_says_so() -> None:
     major, minor = torch.__version__.split(".")[:2]
     code = WITHOUT.format(f"{major}_{minor}")
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("eager takes this call")
+    (warning,) = (line for line in done.stderr.splitlines() if "Warning" in line)  # once
+    assert "RuntimeWarning: addnorm runs CPU calls through plain torch, slowly: the C++ extension" in warning
 
 
 PYTHON_AUTOGRAD = """

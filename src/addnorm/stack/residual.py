@@ -130,7 +130,11 @@ class Residual(nn.Module):
         return self.placement.initialise([self.sublayer], run)
 
     def extra_repr(self) -> str:
-        return f"{self.d_model}, placement={self.placement.name!r}"
+        settings = self.placement.settings
+        return (
+            f"{self.d_model}, placement={self.placement.name!r}, dropout={settings.dropout}, "
+            f"drop_path={settings.drop_path}"
+        )
 
     def _check_mapped(self, skip: Tensor) -> None:
         placement = self.placement

@@ -162,7 +162,11 @@ class Stack(nn.Module):
         return "\n  ".join((f"{placement.name}: {', '.join(facts)}", *placement.algebra(), *end))
 
     def extra_repr(self) -> str:
-        return f"{self.d_model}, placement={self.placement.name!r}"
+        settings = self.placement.settings
+        return (
+            f"{self.d_model}, placement={self.placement.name!r}, dropout={settings.dropout}, "
+            f"drop_path={settings.drop_path}"
+        )
 
     def _run(self, steps: Sequence[Step], x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Some sublayers in a row: the next one's input and the next state."""
