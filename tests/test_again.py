@@ -148,6 +148,24 @@ def test_what_watches_sees_the_operator(watching: Any) -> None:
         assert ("addnorm.forward" in SEEN) == (watching in (Function, Dispatched))
 
 
+def test_below_autograd_nothing_is_recorded() -> None:
+    """As of torch's own operations in ``__torch_dispatch__``, where grad mode is on and tensors want a gradient."""
+    found: list[tuple[bool, bool]] = []
+
+    class Normalised(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found.extend((t.requires_grad, torch.is_grad_enabled()) for t in (args[0], args[0] * 2, call(args[0])))
+            return func(*args, **(kwargs or {}))
+
+    with planning() as backend:
+        for taken in (1, 2):
+            found.clear()
+            x = rows().requires_grad_()
+            with Normalised():
+                x * 2
+            assert (found, backend.taken) == ([(True, True), (False, True), (False, True)], taken)
+
+
 def test_under_autocast_there_are_other_plans(backend: Planning) -> None:
     call(rows(), rows())
     torch.set_autocast_enabled("cuda", True)  # torch.autocast leaves it off where there is no GPU

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from addnorm.bench import agree, cases, floor, inputs, masks, run
+from addnorm.bench import agree, cases, floor, inputs, run
 from addnorm.bench.cases import BACKWARD, INFERENCE, TRAINING, Case
 from addnorm.bench.contenders import CONTENDERS, Addnorm, Contender, Eager, Entry, RefusalError
 from addnorm.bench.results import Results
@@ -176,13 +176,6 @@ class Dropping(Eager):
 def test_a_wrong_dropout_is_seen(mode: str, drop: Callable) -> None:
     case = Case(rows=20, d=384, mode=mode, dropout_p=0.2)
     assert list(disagreements(case, Addnorm(), Eager(), Dropping(drop))) == ["dropping"]
-
-
-def test_the_lanes_of_chosen_rows_are_those_of_the_scheme() -> None:
-    from addnorm import rng
-
-    rows = torch.tensor([0, 3, 8])
-    assert torch.equal(masks.lanes(torch.tensor(5), rows, 21), rng.lanes(5, 9, 21)[rows])
 
 
 # -- the run ---------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -75,6 +76,8 @@ NUMBERS = [
 ]  # fmt: skip
 OTHERS = [
     ("x is no tensor", {"x": [1.0, 2.0]}, TypeError, "x must be a torch.Tensor, got list"),
+    ("x is another library's", {"x": np.ones((ROWS, D))}, TypeError, "x must be a torch.Tensor, got numpy.ndarray"),
+    ("training is another's bool", {"training": np.False_}, TypeError, r"True or False, got numpy\.bool"),
     ("x is None", {"x": None}, TypeError, "x must be a torch.Tensor, got NoneType"),
     ("0-d x", {"x": torch.tensor(1.0), "residual": None}, ValueError, "x has no dimension"),
     ("residual is a number", {"residual": 1.0}, TypeError, "residual must be a torch.Tensor, got float"),

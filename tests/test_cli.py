@@ -288,9 +288,15 @@ def test_cases_are_chosen_by_whole_words(capsys: Capture) -> None:
 
 
 @pytest.mark.usefixtures("no_work")
-def test_markdown_without_a_case_for_its_tables_is_refused(capsys: Capture) -> None:
+def test_markdown_without_a_case_for_its_tables_is_refused(saved: Path, capsys: Capture) -> None:
     assert cli.main(["bench", "--only", "RMSNorm", "--markdown"]) == 2
     assert "--markdown" in capsys.readouterr().err
+    data = json.loads(saved.read_text())
+    saved.write_text(json.dumps({**data, "measurements": data["measurements"][2:]}))
+    assert cli.main(["bench", "--load", str(saved), "--markdown"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("addnorm: --markdown shows LayerNorm")
 
 
 @pytest.mark.parametrize("option", [["--only", "fp32"], ["--quick"], ["--threads", "1"], ["--device", "cpu"]])

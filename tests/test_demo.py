@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from addnorm.demo import DemoResult, Errors, Machine, Model, Workload, minilm
+from addnorm.demo import minilm
 from addnorm.demo.agreement import QUERIES, agreement, answers, embeddings_of
 from addnorm.demo.folder import Tokenizer, folder_of, pair_loss
 from addnorm.demo.pair import Pair, projection, results, verify
-from addnorm.demo.result import as_close
+from addnorm.demo.result import DemoResult, Errors, Machine, Model, Workload, as_close
 from addnorm.demo.sites import forward, forward_backward, sites_of
 from addnorm.demo.workload import workload
 from addnorm.fusing import fuse

@@ -274,3 +274,6 @@ def test_explain_dispatch_takes_the_call_s_arguments() -> None:
     assert explain_dispatch(data(), backend="eager").chosen == "eager"
     with pytest.raises(ValueError, match="can not take this call"):
         explain_dispatch(data(), norm="dyt", backend="cpu")
+    for option in ("out", "epsilon"):
+        with pytest.raises(TypeError, match=rf"explain_dispatch\(\) got an unexpected keyword argument '{option}'"):
+            explain_dispatch(data(), **{option: None})

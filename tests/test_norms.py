@@ -1,4 +1,4 @@
-"""The policies against their formulas (science section 1), with eps large enough to matter."""
+"""The policies against their formulas, with eps large enough to matter."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from addnorm.bench.cases import Case
+from addnorm.bench.cases import BACKWARD, Case
 from addnorm.bench.results import Measurement, Results
 from addnorm.demo.result import Agreement, DemoResult, Machine, Model, Query, Workload
 from addnorm.machine import describe
-from addnorm.report import bench, demo, markdown, page, terminal
+from addnorm.report import bench, demo, page, terminal
 from addnorm.report.document import Document, Figure, Section, Table
 
 HOSTILE = '</script><script>alert("1")</script><img src=x onerror=alert(1)> [bold]&amp;| "quoted"'
@@ -145,12 +145,22 @@ def test_bench_says_first_of_all_where_addnorm_failed() -> None:
 
 
 def test_markdown_has_all_groups_at_a_look_and_each_by_itself() -> None:
-    text = markdown(results())
+    text = bench.markdown(results())
     assert "| shape | forward |" in text
     assert "| 32x768 | 4x / 4x |" in text
     assert "| 32x768 | 10 µs / 5 µs | 4x / 4x | 5.5x / – | 8x / – | 1.25x / 1.25x |" in text
     assert "with the sum" not in text
     assert describe().cpu in text
+
+
+def test_markdown_says_which_dtypes_are_in_its_cells() -> None:
+    found = results()
+    alone = replace(found.measurements[0], case=Case(rows=32, d=768, mode=BACKWARD))
+    other = replace(found.measurements[2], case=Case(rows=32, d=768, dtype="fp16", stream=True))
+    assert "\nfp32 / bf16 in each cell. " in bench.markdown(replace(found, measurements=(*found.measurements, other)))
+    text = bench.markdown(replace(found, measurements=(*found.measurements, alone)))
+    assert "\nfp32 / bf16 in each cell, in backward fp32. " in text
+    assert "| 32x768 | 4x / 4x | 4x |" in text
 
 
 def test_demo_says_what_was_gained_and_what_limits_it() -> None:

@@ -44,6 +44,8 @@ def test_rows_and_columns_do_not_depend_on_how_many_there_are() -> None:
     whole = rng.lanes(9, 50, 70)
     assert torch.equal(rng.lanes(9, 7, 70), whole[:7])
     assert torch.equal(rng.lanes(9, 50, 13), whole[:, :13])
+    chosen = torch.tensor([0, 3, 8])
+    assert torch.equal(rng.lanes(9, chosen, 70), whole[chosen])
     assert rng.lanes(9, 0, 5).shape == (0, 5)
     assert rng.lanes(9, 5, 0).shape == (5, 0)
 

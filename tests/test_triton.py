@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from addnorm.backends.triton import backend, launch
 
 ROOT = Path(__file__).parents[1]
 TABLES = (launch.FORWARD, launch.BACKWARD)
+MOST = launch.MOST_COLUMNS
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
@@ -141,6 +143,25 @@ def test_an_old_gpu_is_refused_with_a_reason() -> None:
     out = traced((7, 5))
     assert "eager takes this call" in out
     assert "triton: no, cuda:0 has compute capability (7, 5), the kernels want (8, 0)" in out
+
+
+def test_a_row_of_too_many_columns_is_refused_with_a_reason() -> None:
+    code = """
+import addnorm, torch
+from addnorm.backends.triton.launch import MOST_COLUMNS
+for columns in (MOST_COLUMNS, MOST_COLUMNS + 1):
+    print(addnorm.explain_dispatch(torch.ones(()).expand(1, columns)).support["triton"])
+"""
+    widest, wider = interpreted("-c", code).stdout.splitlines()
+    assert "ok=True" in widest
+    assert wider == f"Support(ok=False, reason='x has {MOST + 1} columns, the kernels take up to {MOST}')"
+
+
+@pytest.mark.parametrize("width", [MOST, MOST - 1])
+def test_no_row_is_split_into_more_parts_than_a_grid_has(width: int) -> None:
+    for size, sums, extras in itertools.product((2, 4, 8), range(5), range(5)):
+        row = launch.backward_for(width, size, sums)
+        assert -(-width // (row.tiles(width, sums, extras) * row.block)) <= launch.PARTS
 
 
 COMPILE = """

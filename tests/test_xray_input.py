@@ -83,3 +83,24 @@ def test_a_loss_without_a_gradient_is_refused() -> None:
     for wrong, message in ((lambda output: output, "scalar tensor, got a tensor"), (lambda _: 1.0, "got float")):
         with pytest.raises(ValueError, match=message):
             inspect(Pre(1), [torch.zeros(1, 2, WIDTH)], loss=wrong)
+
+
+class Merging(nn.Linear):
+    """Adapted weights, which are merged where the mode changes to eval, as LoRA's layers do it."""
+
+    merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        super().train(mode)
+        self.merged = not mode
+        return self
+
+
+def test_modules_that_do_more_where_their_mode_changes_are_as_before() -> None:
+    model = Pre(3)
+    for site in model.sites:
+        site.linear = Merging(WIDTH, WIDTH)
+    model.sites[1].eval()
+    before = [(module.training, getattr(module, "merged", None)) for module in model.modules()]
+    inspect(model, torch.randn(2, 4, WIDTH))
+    assert [(module.training, getattr(module, "merged", None)) for module in model.modules()] == before

@@ -186,8 +186,10 @@ def test_a_model_without_sites_is_refused_at_its_first_pass() -> None:
 
 def test_a_second_monitor_is_refused() -> None:
     model = Pre(1)
-    with Monitor(model, every=1, log=print), pytest.raises(ValueError, match="has a monitor already"):
-        Monitor(model, every=1, log=print)
+    with Monitor(model, every=1, log=[].append):
+        with pytest.raises(ValueError, match="has a monitor already"):
+            Monitor(model, every=1, log=print)
+        model(**batch())
 
 
 def test_a_hook_that_comes_late_is_heard_in_a_sampled_pass() -> None:
@@ -207,6 +209,7 @@ def test_a_fused_model_may_be_undone_under_its_monitor(first: str) -> None:
     monitor = Monitor(model, every=1, log=seen.append)
     assert "(undone)" not in repr(handle)
     assert addnorm.fuse(model) is handle
+    model(**batch())
     ends = {"undo": handle.undo, "close": monitor.close}
     ends.pop(first)()
     assert ("(undone)" in repr(handle)) == (first == "undo")
@@ -216,18 +219,17 @@ def test_a_fused_model_may_be_undone_under_its_monitor(first: str) -> None:
     last()
     assert "(undone)" in repr(handle)
     assert "_compiled_call_impl" not in model.__dict__
-    assert len(seen) == (first == "undo")
+    assert len(seen) == 1 + (first == "undo")
     model.compile(backend="eager")  # of a fused model an error
 
 
 def test_a_monitored_model_is_not_fused() -> None:
     model = nn.Sequential(Pre(1))
     for part, name in ((model, "model"), (model[0], "the model's part 0")):
-        with (
-            Monitor(part, every=1, log=print),
-            pytest.raises(ValueError, match=f"{name} has an addnorm.Monitor"),
-        ):
-            addnorm.fuse(model)
+        with Monitor(part, every=1, log=[].append):
+            with pytest.raises(ValueError, match=f"{name} has an addnorm.Monitor"):
+                addnorm.fuse(model)
+            model(batch()["x"])
     addnorm.fuse(model).undo()
 
 

@@ -147,6 +147,28 @@ def test_the_sources_padding_is_not_that_of_inputs_made_from_labels(transformer:
     assert all(site.values["padding_leakage"] == 0 for site in found.sites)
 
 
+@pytest.mark.parametrize("labels", [None, torch.zeros(2)], ids=["no labels", "one label for each sequence"])
+def test_a_decoder_without_inputs_of_its_own_has_the_encoders_padding(
+    transformer: nn.Transformer, labels: Tensor | None
+) -> None:
+    """As BART makes them where it gets no others: each token sees those before it."""
+
+    class Shifting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.transformer, self.causal = transformer, nn.Transformer.generate_square_subsequent_mask(6)
+
+        def forward(self, src: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> Tensor:
+            masks = dict.fromkeys(("src_key_padding_mask", "memory_key_padding_mask"), attention_mask == 0)
+            shifted = torch.cat((torch.ones_like(src[:, :1]), src[:, :-1]), 1)
+            return self.transformer(src, shifted, tgt_mask=self.causal, tgt_is_causal=True, **masks)
+
+    batch = {"src": torch.randn(2, 6, WIDTH), "attention_mask": ~padded(6, 4), "labels": labels}
+    found = inspect(Shifting(), [batch])
+    assert {(site.site.split(".")[1], site.padding) for site in found.sites} == {("encoder", 2), ("decoder", 2)}
+    assert {each.measurement for each in found.findings} == set()
+
+
 def test_a_texts_padding_is_not_the_images() -> None:
     class Towers(nn.Module):
         def __init__(self) -> None:

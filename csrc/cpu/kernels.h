@@ -15,7 +15,7 @@ enum class DType : int32_t { f32, f64, bf16, f16 };
 enum class Norm : int32_t { layer, rms };
 
 // Statistics kept per row, in the arithmetic's type: layer (mean, correction, 1/s), rms (1/s).
-// The mean is the unevaluated sum mean + correction: the rounded mean alone would limit xhat (science: "Numerics").
+// The mean is the unevaluated sum mean + correction: the rounded mean alone would put xhat off by up to 2^-24 |mean| / s.
 constexpr int stats_per_row(Norm norm) { return norm == Norm::layer ? 3 : 1; }
 
 constexpr int kMaxRowDims = 8;

@@ -18,8 +18,8 @@ from torch.autograd import profiler
 
 from . import plain
 from .arguments import BACKWARD_ARGUMENTS, FORWARD_ARGUMENTS, forward_arguments
-from .backends import Plan, able, backend_of, native, select
-from .call import CALL_TENSORS, GRADIENT_TENSORS, describe, draw_seed
+from .backends import Backend, Plan, able, backend_of, native, select
+from .call import CALL_TENSORS, GRADIENT_TENSORS, Call, describe, draw_seed
 from .checked import checked_call, checked_gradient
 from .norms import policy
 from .plain import is_plain_thread, is_recording, wants_grad
@@ -146,11 +146,16 @@ def forward(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 
 def make_forward(arguments: tuple[Any, ...]) -> Plan | None:
-    """The plan of an operator's call, which need not be as the public call would have made it."""
+    backend, call, keep = forward_call(arguments)
+    return backend.forward_plan(call, **keep)
+
+
+def forward_call(arguments: tuple[Any, ...]) -> tuple[Backend, Call, dict[str, Any]]:
+    """The backend that takes an operator's call, which need not be as the public call would have made it, the call, and
+    what is kept of it; or the error that it deserves."""
     given = forward_arguments(arguments)
-    keep = {name: given[name] for name in ("keep_stream", "keep_stats")}
     call = checked_call(given)
-    return able(arguments[-1], call).forward_plan(call, **keep)
+    return able(arguments[-1], call), call, {name: given[name] for name in ("keep_stream", "keep_stats")}
 
 
 def backward(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:

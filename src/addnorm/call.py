@@ -1,6 +1,7 @@
-"""One Add & Norm call, described once: what it computes, and every check and error text.
+"""One Add & Norm call, described once: what it computes, and the checks of its arguments, each with its error text.
 
-Nothing below this file knows how a call is carried out; nothing above it validates again.
+How a call is carried out is not known here. What else is checked: operators that are called by hand (checked.py), and
+where results are written (outputs.py).
 """
 
 from __future__ import annotations
@@ -245,7 +246,7 @@ def check_tensor(name: str, value: Any, x: Tensor, shapes: Sequence[Sequence[int
     if value is None and name != "x":
         return
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor, got {type_name(value)}")
     if value.layout != torch.strided or value.is_nested:
         layout = "nested" if value.is_nested else value.layout
         raise TypeError(f"{name} must be a dense (strided) tensor, got {layout}")
@@ -278,7 +279,7 @@ def check_row_scale(row_scale: Any, x: Tensor) -> None:
 def check_number(name: str, value: Any, low: float = -math.inf) -> None:
     """A finite number, at least `low`."""
     if isinstance(value, (bool, Tensor)) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a number, got {type_name(value)}")
     if not max(low, -LARGEST) <= value <= LARGEST:
         allowed = "a finite number" if low == -math.inf else f"a finite number >= {low:g}"
         raise ValueError(f"{name} must be {allowed}, got {value}")
@@ -293,7 +294,7 @@ def check_probability(name: str, value: Any) -> None:
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """A whole number, at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        raise TypeError(f"{name} must be an int, got {type_name(value)}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
@@ -301,13 +302,13 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
 def check_switch(name: str, value: Any) -> None:
     """True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
+        raise TypeError(f"{name} must be True or False, got {type_name(value)}")
 
 
 def check_flag(name: str, value: Any) -> None:
     """True, False, or None for the default."""
     if value is not None and not isinstance(value, bool):
-        raise TypeError(f"{name} must be True, False or None, got {type(value).__name__}")
+        raise TypeError(f"{name} must be True, False or None, got {type_name(value)}")
 
 
 def check_dtype(name: str, value: Any) -> None:
@@ -326,9 +327,15 @@ def check_seed(seed: Any, x: Tensor) -> None:
             raise ValueError(f"seed is on {seed.device}, x on {x.device}: all tensors must be on one device")
     elif seed is not None:
         if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
-            raise TypeError(f"seed must be an int, an int64 tensor or None, got {type(seed).__name__}")
+            raise TypeError(f"seed must be an int, an int64 tensor or None, got {type_name(seed)}")
         if not -SEED_LIMIT <= seed < SEED_LIMIT:
             raise ValueError(f"seed must fit in 64 bits, [-2**63, 2**63), got {seed}")
+
+
+def type_name(value: Any) -> str:
+    """With its module, unless it is Python's own: numpy has a bool too, others a Tensor."""
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def names(dtypes: Sequence[torch.dtype]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from .clock import interleaved, sample
+from .words import first_line
 
 GRAPH = 2e-4  # seconds that a graph lasts at least: the gaps between graphs are some microseconds
 MOST_CALLS = 100  # in a graph
@@ -34,7 +35,7 @@ class CudaClock:
                 replays[name], clocks[name] = self.graph(call, sizes[name]), f"graph of {sizes[name]}"
             except RuntimeError as error:  # what waits for the device or draws on the CPU can not be captured
                 replays[name], sizes[name] = call, 1
-                clocks[name] = f"events, no graph: {str(error).splitlines()[0]}"
+                clocks[name] = f"events, no graph: {first_line(error)}"
         taken = interleaved(replays, rounds=rounds, budget=budget, timer=self.now, lead_in=self.lead_in)
         return {name: seconds / sizes[name] for name, seconds in taken.items()}, clocks
 

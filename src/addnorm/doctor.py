@@ -102,8 +102,7 @@ def look_at_extension(version: str) -> Extension:
     built = tuple(sorted(path.name.split(".")[0] for path in Path(native.PACKAGE).glob(f"{native.PREFIX}*.*")))
     if module is None:
         return Extension(False, name, built, reason, COST, REMEDY)
-    isas = module.isas() if hasattr(module, "isas") else (module.isa(),)
-    return Extension(True, name, built, isa=module.isa(), isas=tuple(isas))
+    return Extension(True, name, built, isa=module.isa(), isas=tuple(module.isas()))
 
 
 def missing(modules: Sequence[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from .backends.native import EXTENSION
 from .call import Call, check_tensor, describe, draw_seed, with_seed
 from .norms import Norm, policy
 from .outputs import check_apart, check_out
+
+ARGUMENTS = signature(describe)
 
 
 def add_norm(
@@ -178,7 +181,11 @@ def explain_dispatch(
       triton: no, x is on meta
       eager: yes
     """
-    call = describe(x, residual, *args, **options)
+    try:
+        given = ARGUMENTS.bind(x, residual, *args, **options)
+    except TypeError as error:
+        raise TypeError(f"explain_dispatch() {error}") from None
+    call = describe(*given.args, **given.kwargs)
     check_norm(call)
     return explain(call, backend)
 

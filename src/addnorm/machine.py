@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -88,8 +87,7 @@ def gpu() -> str:
 
 def isa() -> str:
     """The instruction set that the C++ extension runs."""
-    running: Callable[[], str] | None = getattr(EXTENSION, "isa", None)
-    return "none" if running is None else running()
+    return "none" if EXTENSION is None else EXTENSION.isa()
 
 
 def cpu_model() -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +18,7 @@ from .call import (
     check_switch,
     describe,
     lookup,
+    type_name,
 )
 from .functional import add_norm, add_norm_stream
 from .norms import Norm, initial_policy, policy
@@ -140,34 +144,17 @@ class AddNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """y, of x's shape ``(..., d_model)``."""
-        gamma = self.gamma
-        if gamma is None:  # which else is held to x's width
-            check_width(x, self.d_model)
-        return add_norm(
-            x,
-            residual,
-            gamma,
-            self.bias,
-            norm=self.policy,
-            eps=self.eps,
-            branch_bias=self.branch_bias,
-            branch_scale=self.layer_scale,
-            row_scale=self._path_scale(x, residual),
-            residual_scale=self.residual_scale,
-            dropout_p=self.dropout,
-            training=self.training,
-            weight_offset=self.weight_offset,
-            out_dtype=self.out_dtype,
-            stream_dtype=self.stream_dtype,
-            backend=self.backend,
-        )
+        return self._run(add_norm, x, residual)
 
     def stream(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(y, stream): the normalised sum and the sum."""
+        return self._run(add_norm_stream, x, residual)
+
+    def _run(self, function: Callable[..., Any], x: Tensor, residual: Tensor | None) -> Any:
         gamma = self.gamma
         if gamma is None:  # which else is held to x's width
             check_width(x, self.d_model)
-        return add_norm_stream(
+        return function(
             x,
             residual,
             gamma,
@@ -229,7 +216,7 @@ def check_norm_options(
 
 def check_width(x: Tensor, d_model: int) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+        raise TypeError(f"x must be a torch.Tensor, got {type_name(x)}")
     if x.dim() == 0 or x.shape[-1] != d_model:
         raise ValueError(f"x has shape {tuple(x.shape)}: its last dimension must be d_model = {d_model}")
 

@@ -124,10 +124,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _forward_first(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    given = forward_arguments(arguments)
-    keep = {name: given[name] for name in ("keep_stream", "keep_stats")}
-    call = checked_call(given)
-    return able(arguments[-1], call).forward(call, **keep)
+    backend, call, keep = again.forward_call(arguments)
+    return backend.forward(call, **keep)
 
 
 @torch.library.register_fake("addnorm::forward", lib=LIBRARY)

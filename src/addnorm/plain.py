@@ -17,9 +17,13 @@ OWN_KEYS = DispatchKeySet(DispatchKey.BackendSelect).raw_repr() | DispatchKeySet
 
 
 def is_recording() -> bool:
-    """Whether autograd records calls, which ``torch.enable_grad()`` inside ``torch.inference_mode()`` does not bring
-    back. Dynamo can not trace that question."""
-    return torch.is_grad_enabled() and (torch.compiler.is_dynamo_compiling() or not torch.is_inference_mode_enabled())
+    """Whether autograd records calls: not where torch passes it over, as inside ``torch.inference_mode()``, which
+    ``torch.enable_grad()`` does not change, and in ``__torch_dispatch__``. Dynamo can not trace that question."""
+    return torch.is_grad_enabled() and (torch.compiler.is_dynamo_compiling() or not is_below_autograd())
+
+
+def is_below_autograd() -> bool:
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(DispatchKey.AutogradFunctionality)
 
 
 def wants_grad(*tensors: Any) -> bool:
@@ -52,7 +56,7 @@ def kinds(tensors: tuple[Any, ...]) -> tuple[Any, list[int | None]] | None:
                 found.append(None)
                 addresses.append(None)
                 continue
-            if type(t) not in PLAIN or t.layout != torch.strided or not is_plain(t) or not t.is_contiguous():
+            if not is_plain(t) or t.layout != torch.strided or not t.is_contiguous():
                 return None
             address = t.data_ptr()
             if address % ALIGNED or not address or not t.untyped_storage().nbytes():

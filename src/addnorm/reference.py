@@ -88,7 +88,11 @@ def backward(call: Gradient) -> dict[str, Tensor | None]:
 
 
 def branch_backward(call: Gradient, dz: Tensor, grads: dict[str, Tensor | None]) -> None:
-    """The gradients on the branch's side of the sum; see science: dx, db, dl, dr."""
+    """The gradients on the branch's side of the sum. With u = mask * (x + branch_bias):
+
+    dx = row_scale * branch_scale * mask * dz;  dbranch_bias = sum of dx over rows;
+    dbranch_scale = sum of row_scale * u * dz over rows;  drow_scale = sum of branch_scale * u * dz over columns.
+    """
     needed = call.needed
     kept = keep(call, dz) if call.dropout_p > 0 else None
     row = None if call.row_scale is None else call.row_scale.to(dz.dtype).unsqueeze(-1)

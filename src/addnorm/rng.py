@@ -30,10 +30,11 @@ def mask(seed: int | Tensor, rows: int, columns: int, threshold: int) -> Tensor:
     return lanes(seed, rows, columns) >= threshold
 
 
-def lanes(seed: int | Tensor, rows: int, columns: int) -> Tensor:
-    """The 16-bit lanes, uniform on [0, 65536): an int64 tensor ``(rows, columns)``, one for each seed."""
+def lanes(seed: int | Tensor, rows: int | Tensor, columns: int) -> Tensor:
+    """The 16-bit lanes, uniform on [0, 65536): an int64 tensor ``(rows, columns)``, one for each seed. `rows` are so
+    many, or those with these indices."""
     seed = torch.as_tensor(seed, dtype=torch.int64)[..., None, None]
-    row = torch.arange(rows, device=seed.device).unsqueeze(1)
+    row = (rows if isinstance(rows, Tensor) else torch.arange(rows, device=seed.device)).unsqueeze(1)
     block = torch.arange(-(-columns // LANES), device=seed.device).unsqueeze(0)
     words = philox(low(seed), high(seed), low(row), high(row), low(block), high(block))
     halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]

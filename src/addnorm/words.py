@@ -1,4 +1,4 @@
-"""Numbers in sentences."""
+"""Numbers, errors and headings in sentences."""
 
 from __future__ import annotations
 
@@ -11,3 +11,21 @@ def count(number: int, what: str) -> str:
     """
     ending = "" if number == 1 else "es" if what.endswith("ch") else "s"
     return f"{number} {what}{ending}"
+
+
+def capitalised(text: str) -> str:
+    """With a capital letter at its beginning, the others as they are.
+
+    >>> capitalised("forward, RMSNorm")
+    'Forward, RMSNorm'
+    """
+    return text[:1].upper() + text[1:]
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text.
+
+    >>> first_line(ValueError("no\\nmore")), first_line(ValueError())
+    ('no', 'no message')
+    """
+    return (str(error).strip() or "no message").splitlines()[0]

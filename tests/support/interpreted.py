@@ -18,7 +18,7 @@ from . import acceptance
 from .acceptance import CHECKS, labelled, solved
 from .calls import run as carry_out
 from .cases import BF16, CASES, DTYPES, EVERYTHING, F16, F32, F64, NORMS, Case, build, options
-from .oracle import exact
+from .oracle import FEW, Problem, exact
 from .poison import poisoned_memory
 from .precision import normal, normalised
 from .tolerance import agree, check, units
@@ -52,6 +52,27 @@ def exact_at_any_mean() -> None:
             z[1, : d // 4] -= 50.0  # a first tile far from the row's mean
             error = units(add_norm(z, eps=1e-5, backend="triton"), normalised(z))
             assert error <= 4, f"mean {mean:g}, width {d}: {error:.3g} units in the last place"
+
+
+def rows_may_be_huge() -> None:
+    """A row of equal numbers, so large that the mean over the deviation is infinite in float32: what a tile has beyond
+    the row would make NaN of it. Of RMSNorm, which subtracts no mean, as large as its sum of squares may be."""
+    eps = torch.finfo(F32).eps
+    for norm, value in (("layer", 2.0**112), ("rms", 2.0**56)):
+        for d in (1, 5, 1500, 9001, 20001):
+            dy = (normal((3, d), 0.0) * 2.0**-20).float()
+            problem = Problem(
+                {"x": torch.full((3, d), value), "weight": normal((d,), 1.0).float(), "bias": normal((d,), 0.0).float(),
+                 "row_scale": torch.ones(3), "norm": norm, "eps": 1e-12}, dy=dy,
+            )  # fmt: skip
+            want, size = exact(problem).results, abs(dy * problem.arguments["weight"]).amax(-1, keepdim=True).double()
+            size_dz = size * (1e6 if norm == "layer" else 1 / value)
+            allowed = {
+                "y": problem.arguments["weight"].abs() + problem.arguments["bias"].abs(), "stream": 0.0, "x": size_dz,
+                "weight": abs(dy).sum(0), "bias": abs(dy).sum(0), "row_scale": value * d * size_dz[:, 0],
+            }  # fmt: skip
+            for name, got in carry_out(problem, "triton").items():
+                agree(f"{name} {norm} {d}", got, want[name], FEW * eps * allowed[name])
 
 
 def mask_is_the_published_one() -> None:
@@ -180,7 +201,7 @@ def constant_rows() -> None:
 def main() -> None:
     torch.manual_seed(0)
     for judge in (
-        results_agree, exact_at_any_mean, mask_is_the_published_one, rows_are_independent,
+        results_agree, exact_at_any_mean, rows_may_be_huge, mask_is_the_published_one, rows_are_independent,
         long_column_sums_are_float32, constant_rows, rows_may_be_far_apart, watched_calls_are_the_same,
         checkpoints_and_second_derivatives_hold, a_sum_without_its_norm_may_be_changed,
         what_is_not_plain_is_resolved,

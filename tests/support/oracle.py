@@ -79,7 +79,7 @@ def keep(problem: Problem) -> Tensor | float:
 
 
 def exact(problem: Problem) -> Exact:
-    """Results and allowances of `problem`, by the formulas of science section 1, every term's size kept beside it."""
+    """Results and allowances of `problem`, by the reference's formulas, every term's size kept beside it."""
     a = {k: v.detach().double() if isinstance(v, Tensor) and v.is_floating_point() else v
          for k, v in problem.arguments.items()}  # fmt: skip
     eps_c = torch.finfo(problem.compute_dtype).eps

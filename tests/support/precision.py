@@ -16,7 +16,9 @@ from .tolerance import agree, no_worse, units
 
 MEANS = (0.0, 1e2, 1e4, 1e6)
 WIDE = (33, 100, 768, 1031, 4096, 5000, 65537, 131072)
-ULPS = 4  # what a blocked, corrected two-pass attains (science section 5)
+# What blocked sums attain by the corrected two-pass rule (Chan, Golub & LeVeque 1983): the mean of z - mean(z), which
+# is mean(z)'s rounding, is subtracted too.
+ULPS = 4
 
 
 def exact_at_any_mean(backend: str | None) -> None:

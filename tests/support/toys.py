@@ -1,4 +1,5 @@
-"""The small models of the experiments: uniform attention and a square feed-forward network, as science has them."""
+"""The small models of the experiments, of Xiong et al. 2020 (arXiv:2002.04745): uniform attention and a square
+feed-forward network."""
 
 from __future__ import annotations
 

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from .. import reference
 from ..call import describe
-from ..words import count
+from ..words import count, first_line
 from .cases import BACKWARD, EPS, Case
-from .contenders import Entry
+from .contenders import Eager, Entry
 from .inputs import Inputs
 from .masks import own_mask, seeded, seen_mask, unfair
 from .results import OURS
@@ -31,7 +31,7 @@ from .results import OURS
 SLACK = 2.0  # a contender may err twice as much as torch's own operations
 FEW = 4.0  # roundings of the largest value
 COMPARED = 1 << 20  # elements, as float64 with gradients is slow
-YARDSTICK = "eager"
+YARDSTICK = Eager.name
 COLUMN_SUMS = ("dweight", "dbias")
 
 
@@ -82,8 +82,7 @@ def objections(case: Case, inputs: Inputs, entries: Mapping[str, Entry]) -> tupl
 
 def failure(error: Exception) -> str:
     """An error's kind and first line."""
-    first_line = (str(error).strip() or "no message").splitlines()[0]
-    return f"failed: {type(error).__name__}: {first_line}"
+    return f"failed: {type(error).__name__}: {first_line(error)}"
 
 
 def result_names(case: Case, inputs: Inputs) -> list[str]:

@@ -19,12 +19,12 @@ from torch import Tensor
 from .. import rng
 from ..call import dropout_threshold
 from ..functional import add_norm_stream
-from ..progress import Progress
+from ..progress import Progress, silent
 from .agree import FEW, SLACK
+from .cases import DTYPES
 
 BACKEND = "triton"
 SEED = 1234567
-FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 # One width at least for each row of the launch tables, and beside each an odd one.
 WIDTHS = (1, 7, 64, 100, 128, 256, 257, 768, 1024, 1031, 2048, 4096, 5120, 7168, 8192, 9001, 12288, 16384, 20000, 40000)
 WIDEST = 131072
@@ -55,7 +55,7 @@ def problems(widths: tuple[int, ...] = WIDTHS, rows: int = 37) -> Iterator[Probl
     """Every width plain, with dropout and with everything; then each option and each pair of dtypes at one width."""
     for d in widths:
         for norm in ("layer", "rms"):
-            for name in FLOATS:
+            for name in DTYPES:
                 yield Problem(rows, d, (name,) * 3, norm)
             yield Problem(rows, d, norm=norm, options={"dropout_p": 0.1})
             yield Problem(rows, d, norm=norm, extras=EXTRAS, options=EVERYTHING)
@@ -65,14 +65,12 @@ def problems(widths: tuple[int, ...] = WIDTHS, rows: int = 37) -> Iterator[Probl
             yield Problem(rows, d, norm=norm, options={name: value})
         for extra in EXTRAS:
             yield Problem(rows, d, norm=norm, extras=(extra,))
-    for x in FLOATS:
-        for residual in FLOATS:
+    for x in DTYPES:
+        for residual in DTYPES:
             yield Problem(rows, d, (x, residual, "fp32"), extras=EXTRAS, options={"dropout_p": 0.2})
 
 
-def check(
-    device: str, widths: tuple[int, ...] = (*WIDTHS, WIDEST), progress: Progress | None = None
-) -> tuple[str, ...]:
+def check(device: str, widths: tuple[int, ...] = (*WIDTHS, WIDEST), progress: Progress = silent) -> tuple[str, ...]:
     """What was found right, in a few words each.
 
     Raises:
@@ -80,8 +78,7 @@ def check(
     """
     found = list(problems(widths))
     for done, problem in enumerate(found):
-        if progress is not None:
-            progress(f"correctness: {problem}", done, len(found))
+        progress(f"correctness: {problem}", done, len(found))
         agrees(problem, device)
     some = [Problem(37, d, (name,) * 3, options={"dropout_p": 0.5}) for d in widths for name in ("fp32", "bf16")]
     for problem in some:
@@ -119,7 +116,7 @@ def repeats(problem: Problem, device: str) -> None:
 
 def mask_is_published(problem: Problem, device: str) -> None:
     p = problem.options["dropout_p"]
-    x = torch.ones(problem.rows, problem.d, dtype=FLOATS[problem.dtypes[0]], device=device, requires_grad=True)
+    x = torch.ones(problem.rows, problem.d, dtype=DTYPES[problem.dtypes[0]], device=device, requires_grad=True)
     _, stream = add_norm_stream(x, dropout_p=p, seed=SEED, backend=BACKEND)
     (grad,) = torch.autograd.grad(stream, x, torch.ones_like(stream))
     want = rng.mask(torch.tensor(SEED), problem.rows, problem.d, dropout_threshold(p))
@@ -143,7 +140,7 @@ def tensors(problem: Problem, device: str) -> tuple[dict[str, Any], list[Tensor]
 
     def normal(*shape: int, dtype: str, mean: float = 0.0, scale: float = 1.0) -> Tensor:
         values = torch.randn(shape, generator=source) * scale + mean
-        return values.to(device, FLOATS[dtype]).requires_grad_()
+        return values.to(device, DTYPES[dtype]).requires_grad_()
 
     rows, d, (x, residual, parameters) = problem.rows, problem.d, problem.dtypes
     arguments: dict[str, Any] = {
@@ -159,7 +156,7 @@ def tensors(problem: Problem, device: str) -> tuple[dict[str, Any], list[Tensor]
     arguments |= {name: normal(*scales[name], dtype=parameters, mean=0.5, scale=0.2) for name in problem.extras}
     if "dropout_p" in arguments:
         arguments["seed"] = SEED
-    stored = torch.promote_types(FLOATS[x], FLOATS[residual])
+    stored = torch.promote_types(DTYPES[x], DTYPES[residual])
     kinds = (arguments.get("out_dtype", stored), arguments.get("stream_dtype", stored))
     arriving = [torch.randn(rows, d, generator=source).to(device, kind) for kind in kinds]
     return arguments, arriving

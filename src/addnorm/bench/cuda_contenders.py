@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -26,21 +27,18 @@ class Autotuned(Torchlike):
     options: ClassVar[dict[str, Any]] = {"max_autotune": True, "triton.mix_order_reduction": True}
 
     def forward(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
-        from torch._functorch import config  # which takes seconds, for a clock that may never run
+        from torch._functorch import config  # these take seconds to import
         from torch._inductor import list_options
 
         torch._dynamo.reset()  # or the shapes before this one count against its limit of recompilations
         known = set(list_options())
         options = {name: value for name, value in self.options.items() if name in known}
         compiled = torch.compile(composite(case), fullgraph=True, dynamic=False, options=options)
-
-        def call() -> Any:
-            # What the forward kept must last, for a backward that is timed by itself.
-            with config.patch(donated_buffer=False):
-                return compiled(inputs.x, inputs.residual, inputs.weight, inputs.bias)
-
-        call()  # compiles, outside of what is timed
-        return lambda: compiled(inputs.x, inputs.residual, inputs.weight, inputs.bias)
+        call = partial(compiled, inputs.x, inputs.residual, inputs.weight, inputs.bias)
+        # What the forward kept must last, for a backward that is timed by itself.
+        with config.patch(donated_buffer=False):
+            call()  # compiles, outside of what is timed
+        return call
 
 
 class Peer(Torchlike):

@@ -48,7 +48,7 @@ class Device(ABC):
     def missing(self) -> str:
         """Why nothing can be measured here, or nothing."""
 
-    def check(self, progress: Progress | None) -> tuple[str, ...]:
+    def check(self, progress: Progress) -> tuple[str, ...]:
         """What was found right before anything is timed; raises AssertionError where something is wrong."""
         return ()
 
@@ -99,7 +99,7 @@ class Cuda(Device):
         reason = obstacle(self.name, torch.cuda.current_device())
         return f"the kernels do not run there: {reason}" if reason else ""
 
-    def check(self, progress: Progress | None) -> tuple[str, ...]:
+    def check(self, progress: Progress) -> tuple[str, ...]:
         return correct.check(self.name, progress=progress)
 
     def floors(self, case: Case) -> Calls:

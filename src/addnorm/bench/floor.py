@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..backends.native import EXTENSION
 from .cases import Case
+from .results import FLOOR
 
 Move = Callable[[list[Tensor], list[Tensor]], object]
 
@@ -22,7 +23,7 @@ Move = Callable[[list[Tensor], list[Tensor]], object]
 def candidates(case: Case) -> dict[str, Callable[[], object]]:
     """Every way there is to move the bytes of a case; the floor is the quickest."""
     phases = buffers(case)
-    return {f"floor:{name}": over(phases, move) for name, move in moves().items()}
+    return {f"{FLOOR}:{name}": over(phases, move) for name, move in moves().items()}
 
 
 def over(phases: list[tuple[list[Tensor], list[Tensor]]], move: Move) -> Callable[[], object]:
@@ -65,8 +66,8 @@ def same_shape_copy(case: Case) -> Callable[[], object]:
 
 def moves() -> dict[str, Move]:
     ways: dict[str, Move] = {"torch": by_torch}
-    native = getattr(EXTENSION, "stream_floor", None)
-    if native is not None:
+    if EXTENSION is not None:
+        native = EXTENSION.stream_floor
         ways["regular"] = lambda reads, writes: native(reads, writes, False)
         ways["non-temporal"] = lambda reads, writes: native(reads, writes, True)
     return ways

@@ -33,16 +33,7 @@ def own_mask(case: Case, inputs: Inputs, rows: Tensor) -> Tensor:
     seeded()
     seed = with_seed(describe(inputs.x, inputs.residual, dropout_p=case.dropout_p)).seed
     assert seed is not None
-    return lanes(seed, rows, case.d) >= dropout_threshold(case.dropout_p)
-
-
-def lanes(seed: Tensor, rows: Tensor, columns: int) -> Tensor:
-    """`rng.lanes` of chosen rows."""
-    row = rows.unsqueeze(1)
-    block = torch.arange(-(-columns // rng.LANES), device=rows.device).unsqueeze(0)
-    words = rng.philox(rng.low(seed), rng.high(seed), rng.low(row), rng.high(row), rng.low(block), rng.high(block))
-    halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
-    return torch.stack(halves, dim=-1).reshape(len(rows), -1)[:, :columns]
+    return rng.lanes(seed, rows, case.d) >= dropout_threshold(case.dropout_p)
 
 
 def seen_mask(case: Case, inputs: Inputs, results: Mapping[str, Tensor], rows: Tensor) -> Tensor:

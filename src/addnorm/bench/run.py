@@ -9,7 +9,7 @@ import torch
 
 from .. import machine
 from ..functional import explain_dispatch
-from ..progress import Progress
+from ..progress import Progress, silent
 from . import inputs
 from .agree import failure, objections
 from .cases import Case
@@ -22,7 +22,7 @@ from .results import FLOOR, Measurement, Results
 
 def run(
     cases: Sequence[Case],
-    progress: Progress | None = None,
+    progress: Progress = silent,
     *,
     rounds: int = ROUNDS,
     device: Device = DEVICES["cpu"],
@@ -39,8 +39,7 @@ def run(
     checks = device.check(progress)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.name == "cuda" else []):
         for done, case in enumerate(cases):
-            if progress is not None:
-                progress(str(case), done, len(cases))
+            progress(str(case), done, len(cases))
             measurements.append(measure(case, contenders, rounds, device))
     return Results(machine.describe(), tuple(measurements), time.perf_counter() - start, checks)
 

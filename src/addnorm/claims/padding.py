@@ -38,9 +38,8 @@ def run(seed: int) -> Evidence:
             "a mixture of two groups, exact; rounding"),
         gap("its variance - closed form", padded.var(0, correction=0), law_variance, rounding,
             "(1-p) v + p (1-p) (mu - c)^2, exact; rounding"),
-        Number("change of a word when 90 pads come: plain BatchNorm", moved(batch_norm(padded), batch_norm(longer),
-               tokens), law_change(words, pads, pads + 90), *around(law_change(words, pads, pads + 90), rounding),
-               "from the closed forms; rounding"),
+        near("change of a word when 90 pads come: plain BatchNorm", moved(batch_norm(padded), batch_norm(longer),
+             tokens), law_change(words, pads, pads + 90), rounding, "from the closed forms; rounding"),
         gap("the same, masked BatchNorm", batch_norm(padded, tokens)[:tokens], batch_norm(longer, tokens)[:tokens], 0.0,
             "pads do not enter: equal bit for bit"),
         gap("the same, LayerNorm", add_norm(padded, eps=EPS)[:tokens], add_norm(longer, eps=EPS)[:tokens], 0.0,
@@ -66,10 +65,6 @@ def batch_norm(x: Tensor, tokens: int | None = None) -> Tensor:
     """BatchNorm by the batch's statistics, of the first `tokens` rows (masked) or of all (plain)."""
     seen = x[:tokens]
     return (x - seen.mean(0)) / (seen.var(0, correction=0) + EPS).sqrt()
-
-
-def around(value: float, tolerance: float) -> tuple[float, float]:
-    return value - tolerance, value + tolerance
 
 
 def moved(before: Tensor, after: Tensor, tokens: int) -> float:

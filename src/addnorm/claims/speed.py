@@ -47,8 +47,9 @@ CLAIM = Claim(
     "Speed and generalisation",
     "Normalisation speeds up training and improves generalisation.",
     "loose",
-    "Speed and stability: right for deep residual stacks, with the placement of claim 2. Generalisation depends on the "
-    "task: the gap between training and validation is shown for a small text model, and nothing general follows from it.",
+    "Speed and stability: right for deep residual stacks, with the placement of claim 2. Generalisation depends on "
+    "the task: the gap between training and validation is shown for a small text model, and nothing general follows "
+    "from it.",
     "steps to a loss, with and without norms; gap = validation loss - training loss",
     "Ba et al. 2016, arXiv:1607.06450; Xiong et al. 2020, arXiv:2002.04745; measured here",
     run,

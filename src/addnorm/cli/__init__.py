@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from ..machine import version
+from ..words import capitalised
 from .errors import CommandError, UsageError
 from .table import COMMANDS
 
@@ -46,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, command in COMMANDS.items():
-        sentence = f"{command.TEXT[0].upper()}{command.TEXT[1:]}."
+        sentence = f"{capitalised(command.TEXT)}."
         added = commands.add_parser(name, help=command.TEXT, description=sentence, epilog=EPILOG)
         command.add_arguments(added)
         added.set_defaults(command=command.run)

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from .output import add_output, check_output, deliver, json_text, progress, writ
 
 if TYPE_CHECKING:
     from ..bench import Case, Results
-    from ..report.document import Document
 
 MEASURING = ("device", "quick", "only", "threads")  # options of a measurement
 TEXT = "Add & Norm against torch eager, torch.compile, other libraries and the speed of memory"
@@ -55,20 +54,15 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--load measures nothing: it does not go with --{' and --'.join(given)}")
     check_output(args, plain=args.device == "cuda" or args.load is not None)  # what runs with torch alone
     results = load(args.load) if args.load else measure(args)
+    from ..report import bench, cuda
+
+    report = cuda if results.on_gpu else bench
+    if args.markdown and not results.on_gpu:
+        check_tables(measurement.case for measurement in results.measurements)
     if args.out:
         write(args.out, json_text(results.to_dict()))
-
-    def document() -> Document:
-        from ..report import bench, cuda
-
-        return (cuda if results.on_gpu else bench).document(results)
-
-    def markdown() -> str:
-        from ..report import bench, cuda
-
-        return (cuda if results.on_gpu else bench).markdown(results)
-
-    deliver(args, results.to_dict(), document, markdown if args.markdown else None)
+    markdown = (lambda: report.markdown(results)) if args.markdown else None
+    deliver(args, results.to_dict(), lambda: report.document(results), markdown)
 
 
 def measure(args: argparse.Namespace) -> Results:
@@ -77,7 +71,6 @@ def measure(args: argparse.Namespace) -> Results:
 
     from .. import bench
     from ..bench.run import run
-    from ..report.bench import is_plain
 
     lists = {"cpu": (bench.full, bench.quick), "cuda": (bench.cuda_full, bench.cuda_quick)}
     name = args.device or "cpu"
@@ -86,8 +79,8 @@ def measure(args: argparse.Namespace) -> Results:
     if missing:
         raise CommandError(f"--device {name}: {missing}")
     cases = chosen(lists[name][args.quick](), args.only, "--quick --only" if args.quick else "--only")
-    if args.markdown and name == "cpu" and not any(is_plain(case) for case in cases):
-        raise UsageError("--markdown shows LayerNorm, without the sum and into a new tensor; none of the cases is that")
+    if args.markdown and name == "cpu":
+        check_tables(cases)
     if args.threads:
         torch.set_num_threads(args.threads)
     warn_if_busy()
@@ -109,6 +102,14 @@ def chosen(cases: Sequence[Case], words: str, option: str) -> list[Case]:
 
 def split(words: str) -> list[str]:
     return words.replace(",", "").split()
+
+
+def check_tables(cases: Iterable[Case]) -> None:
+    """Refuses tables of the CPU with nothing in them."""
+    from ..report.bench import is_plain
+
+    if not any(is_plain(case) for case in cases):
+        raise UsageError("--markdown shows LayerNorm, without the sum and into a new tensor; none of the cases is that")
 
 
 def load(path: Path) -> Results:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from .errors import CommandError
 from .output import add_output, check_output, deliver, progress
-
-if TYPE_CHECKING:
-    from ..report.document import Document
 
 TEXT = "MiniLM on a chapter of a book, before and after fusing: do the results agree, and what is gained"
 
@@ -22,16 +18,11 @@ def run(args: argparse.Namespace) -> None:
     check_output(args)
     from ..demo.folder import UnusableError
     from ..demo.run import run
+    from ..report.demo import document
 
     try:
         with progress(args) as report_progress:
             result = run(report_progress)
     except (ImportError, UnusableError) as error:
         raise CommandError(str(error)) from error
-
-    def document() -> Document:
-        from ..report.demo import document
-
-        return document(result)
-
-    deliver(args, result.to_dict(), document)
+    deliver(args, result.to_dict(), lambda: document(result))

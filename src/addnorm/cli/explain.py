@@ -10,7 +10,6 @@ from .output import add_output, check_output, deliver, progress
 
 if TYPE_CHECKING:
     from ..claims import Claim
-    from ..report.document import Document
 
 TEXT = "what Add & Norm is, and what is true of each common claim about it, by experiments that take seconds"
 
@@ -23,17 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     check_output(args)
     from ..claims import explain
+    from ..report.explain import document
 
     claims = chosen(args.claim)
     with progress(args) as report_progress:
         result = explain(claims, report_progress)
-
-    def document() -> Document:
-        from ..report.explain import document
-
-        return document(result)
-
-    deliver(args, result.to_dict(), document)
+    deliver(args, result.to_dict(), lambda: document(result))
 
 
 def chosen(wanted: str | None) -> list[Claim]:

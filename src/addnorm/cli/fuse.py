@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .errors import CommandError, UsageError
 from .output import add_model, add_output, check_output, deliver, progress, read
-
-if TYPE_CHECKING:
-    from ..report.document import Document
 
 TEXT = "a model of yours, before and after fusing: do the results agree, and what is gained"
 
@@ -31,6 +27,7 @@ def run(args: argparse.Namespace) -> None:
     check_output(args)
     from ..demo import local
     from ..demo.folder import UnusableError
+    from ..report.fuse import document
 
     lines = None if args.text is None else read(args.text)
     try:
@@ -40,10 +37,4 @@ def run(args: argparse.Namespace) -> None:
         raise CommandError(str(error)) from error
     except UnusableError as error:
         raise UsageError(str(error)) from error
-
-    def document() -> Document:
-        from ..report.fuse import document
-
-        return document(result)
-
-    deliver(args, result.to_dict(), document)
+    deliver(args, result.to_dict(), lambda: document(result))

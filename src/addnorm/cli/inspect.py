@@ -14,7 +14,6 @@ from .errors import CommandError, UsageError
 from .output import add_model, add_output, check_output, deliver, progress, read
 
 if TYPE_CHECKING:
-    from ..report.document import Document
     from ..xray import Inspection
 
 TEXT = "an X-ray of what Add & Norm does in a model: every site measured, and what is suspicious about it"
@@ -31,18 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_output(args)
-    from ..machine import describe
-
     sentences = pairs(args.text) if args.text else None
+    from ..machine import describe
+    from ..report.inspect import document
+
     with progress(args) as report_progress:
         found = inspected(args.model, sentences, report_progress)
-
-    def document() -> Document:
-        from ..report.inspect import document
-
-        return document(found)
-
-    deliver(args, {**found.to_dict(), "machine": asdict(describe())}, document)
+    deliver(args, {**found.to_dict(), "machine": asdict(describe())}, lambda: document(found))
 
 
 def pairs(path: Path) -> list[str]:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from .errors import UsageError
 from .output import add_output, check_output, deliver, progress
-
-if TYPE_CHECKING:
-    from ..report.document import Document
 
 TEXT = "the placements side by side: cost, gradients at initialisation, and whether a deep toy model trains"
 
@@ -32,6 +28,7 @@ def run(args: argparse.Namespace) -> None:
     check_output(args)
     from ..comparison import compare
     from ..placements import PLACEMENTS
+    from ..report.placements import document
 
     unknown = [name for name in args.names if name not in PLACEMENTS]
     if unknown:
@@ -43,10 +40,4 @@ def run(args: argparse.Namespace) -> None:
             args.names or tuple(PLACEMENTS), layers=args.layers, seeds=args.seeds, steps=args.steps,
             progress=report_progress,
         )  # fmt: skip
-
-    def document() -> Document:
-        from ..report.placements import document
-
-        return document(result)
-
-    deliver(args, result.to_dict(), document)
+    deliver(args, result.to_dict(), lambda: document(result))

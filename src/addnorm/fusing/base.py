@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.fx import _symbolic_trace as fx_file
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules import module as module_file
 from torch.utils._device import DeviceContext
 
@@ -88,7 +88,7 @@ def is_traced() -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
-        or fx_file._is_fx_tracing_flag
+        or is_fx_symbolic_tracing()
         or transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or (torch._C._len_torch_function_stack() > 0 and is_overridden())

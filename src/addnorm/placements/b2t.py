@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import Placement, Settings, Site, State
 
@@ -42,9 +42,6 @@ class B2T(Placement):
     def finish(self, state: State) -> Tensor:
         x, _ = state
         return x if self.final_norm is None else self.final_norm(x)
-
-    def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
-        return {}
 
     def algebra(self) -> tuple[str, ...]:
         return ("attention: h = N(h + drop(f(h)))", "ffn: x <- N(x + h + drop(f(h))), x the layer's input")

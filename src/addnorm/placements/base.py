@@ -102,17 +102,17 @@ class Placement(nn.Module, ABC):
         """The next sublayer's input and the next state, from the output of the sublayer at `site`."""
 
     @abstractmethod
+    def algebra(self) -> tuple[str, ...]:
+        """The formulas that run, one a line: x is the sublayer's input, h the stream, f the sublayer, N a norm."""
+
     def finish(self, state: State) -> Tensor:
         """The stack's result from the last state."""
+        return state
 
-    @abstractmethod
     def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
         """Initialises the sublayers as the placement's paper asks: each parameter that was redrawn, with its gain;
         empty where the paper asks for nothing. ``run`` runs the stack once on a sample, where one was given."""
-
-    @abstractmethod
-    def algebra(self) -> tuple[str, ...]:
-        """The formulas that run, one a line: x is the sublayer's input, h the stream, f the sublayer, N a norm."""
+        return {}
 
     # -- what the placements are made of --------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -41,12 +41,6 @@ class HybridNorm(Placement):
             n = self.add_norm(branch, state, self.norms[str(site.index)], site)
             return n, n
         return self.pass_on(branch, state, site, self.final_norm if site.last else None)
-
-    def finish(self, state: State) -> Tensor:
-        return state
-
-    def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
-        return {}
 
     def algebra(self) -> tuple[str, ...]:
         return ("attention: n = N(h + drop(f(h))), f with normed q, k and v", "ffn: h <- n + drop(f(n))")

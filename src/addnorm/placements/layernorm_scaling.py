@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import Placement, Settings, Site, State
 
@@ -32,12 +32,6 @@ class LayerNormScaling(Placement):
     def combine(self, branch: Tensor, state: State, site: Site) -> tuple[Tensor, State]:
         gain = 1.0 if site.last else scale(self.sites[site.index + 1])
         return self.pass_on(branch, state, site, self.next_norm(self.norms, site), gain=gain)
-
-    def finish(self, state: State) -> Tensor:
-        return state
-
-    def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
-        return {}
 
     def algebra(self) -> tuple[str, ...]:
         return ("h <- h + drop(f(N(h) / sqrt(l))), l the layer, from 1",)

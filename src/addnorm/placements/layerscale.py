@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -51,12 +51,6 @@ class LayerScale(Placement):
     def combine(self, branch: Tensor, state: State, site: Site) -> tuple[Tensor, State]:
         following = self.next_norm(self.norms, site)
         return self.pass_on(branch, state, site, following, branch_scale=self.scales[site.index])
-
-    def finish(self, state: State) -> Tensor:
-        return state
-
-    def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
-        return {}
 
     def algebra(self) -> tuple[str, ...]:
         return (f"h <- h + l * drop(f(N(h))), l learned per feature, {self.initial:g} at first",)

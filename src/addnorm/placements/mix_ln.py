@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..call import check_number
 from ..words import count
@@ -52,12 +52,6 @@ class MixLN(Placement):
         if site.last:
             return y, y if self.final_norm is None else self.final_norm(y)
         return self.before(self.sites[site.index + 1], y), y
-
-    def finish(self, state: State) -> Tensor:
-        return state
-
-    def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
-        return {}
 
     def algebra(self) -> tuple[str, ...]:
         return (f"first {count(self.post_layers, 'layer')}: x <- N(x + drop(f(x)))", "then: h <- h + drop(f(N(h)))")

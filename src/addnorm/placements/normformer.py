@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -37,12 +37,6 @@ class NormFormer(Placement):
         if site.kind == "attention":
             branch = self.out_norms[str(site.index)](branch)
         return self.pass_on(branch, state, site, self.next_norm(self.norms, site))
-
-    def finish(self, state: State) -> Tensor:
-        return state
-
-    def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
-        return {}
 
     def algebra(self) -> tuple[str, ...]:
         return ("attention: h <- h + drop(M(f(N(h))))", "ffn: h <- h + drop(f(N(h))), f with a norm before W_2")

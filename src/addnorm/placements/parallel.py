@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -42,9 +42,6 @@ class Parallel(Placement):
     def finish(self, state: State) -> Tensor:
         y, _ = state
         return y
-
-    def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
-        return {}
 
     def algebra(self) -> tuple[str, ...]:
         return ("h <- h + drop(f_1(N(h))) + drop(f_2(N(h))) + ..., over the sublayers of a layer",)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import Placement, Settings, Site, State
 
@@ -38,9 +38,6 @@ class Post(Placement):
 
     def finish(self, state: State) -> Tensor:
         return state if self.final_norm is None else self.final_norm(state)
-
-    def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
-        return {}
 
     def algebra(self) -> tuple[str, ...]:
         return ("x <- N(x + drop(f(x)))",)

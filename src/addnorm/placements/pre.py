@@ -40,9 +40,6 @@ class Pre(Placement):
     def combine(self, branch: Tensor, state: State, site: Site) -> tuple[Tensor, State]:
         return self.pass_on(branch, state, site, self.next_norm(self.norms, site))
 
-    def finish(self, state: State) -> Tensor:
-        return state
-
     def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
         if self.gain is None:
             raise ValueError("initialise(): pre scales by the number of sublayers: pass depth=")

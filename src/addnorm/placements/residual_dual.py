@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import Placement, Settings, Site, State
 
@@ -43,9 +43,6 @@ class ResidualDual(Placement):
         x, h = state
         assert self.final_norm is not None
         return x + self.final_norm(h)
-
-    def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
-        return {}
 
     def algebra(self) -> tuple[str, ...]:
         return ("x <- N(x + drop(f(x)));  h <- h + the same drop(f(x))", "end: x + N(h)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -42,9 +42,6 @@ class ReZero(Placement):
 
     def finish(self, state: State) -> Tensor:
         return state if self.final_norm is None else self.final_norm(state)
-
-    def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
-        return {}
 
     def algebra(self) -> tuple[str, ...]:
         return ("x <- x + a drop(f(x)), a learned, 0 at first",)

@@ -52,9 +52,6 @@ class SubLN(Placement):
     def combine(self, branch: Tensor, state: State, site: Site) -> tuple[Tensor, State]:
         return self.pass_on(branch, state, site, self.next_norm(self.norms, site))
 
-    def finish(self, state: State) -> Tensor:
-        return state
-
     def initialise(self, sublayers: Sequence[nn.Module], run: Callable[[], object] | None) -> dict[str, float]:
         return redraw(sublayers, {"qk": 1.0, "in": self.gain, "out": self.gain}, "sub_ln")
 

@@ -2,8 +2,3 @@
 
 `document` says what each kind of result has to tell; `terminal` and `page` show any document.
 """
-
-from __future__ import annotations
-
-from ..bench.results import Results as Results
-from .bench import markdown as markdown

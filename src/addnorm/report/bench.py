@@ -9,7 +9,7 @@ from ..bench.cases import Case
 from ..bench.contenders import CONTENDERS, Eager
 from ..bench.cuda_contenders import CUDA_CONTENDERS
 from ..bench.results import FLOOR, OURS, Measurement, Results
-from ..words import count
+from ..words import capitalised, count
 from .document import Document, Figure, Section, Table, digits, duration, number, ratio
 
 EAGER = Eager.name
@@ -26,11 +26,11 @@ HOW_TO_READ = (
 def document(results: Results) -> Document:
     """Everything that was measured: a section per group, with its table and its bandwidth."""
     sections = tuple(section(group, measurements) for group, measurements in results.groups.items())
-    return Document("addnorm bench", summary(results), sections, facts(results))
+    return Document("addnorm bench", (*summary(results), HOW_TO_READ), sections, facts(results))
 
 
 def summary(results: Results) -> tuple[str, ...]:
-    """Where addnorm failed, the ratios to each peer over all cases, what disagreed, and how to read the rest."""
+    """Where addnorm failed, the ratios to each peer over all cases, and what disagreed."""
     lines = [
         f"No time: {LABELS[OURS]}, {m.case}: {m.reasons[OURS]}"
         for m in results.measurements
@@ -51,11 +51,11 @@ def summary(results: Results) -> tuple[str, ...]:
         if name in m.reasons
     ]
     lines += [f"Outputs disagree, no ratio: {line}" for line in wrong]
-    return (*lines, HOW_TO_READ)
+    return tuple(lines)
 
 
 def section(group: str, measurements: Sequence[Measurement]) -> Section:
-    peers = [name for name in PEERS if any(name in m.seconds for m in measurements)]
+    peers = timed(measurements)
     columns = ("shape", "dtype", "addnorm", "GB/s", *(f"vs {name}" for name in peers), "over floor")
     rows = tuple(
         (
@@ -75,8 +75,13 @@ def section(group: str, measurements: Sequence[Measurement]) -> Section:
         unit="GB/s",
         logarithmic=True,
     )
-    heading = group[0].upper() + group[1:]
-    return Section(heading, tables=(Table(columns, rows, labels=2, notes=notes(measurements)),), figures=(figure,))
+    table = Table(columns, rows, labels=2, notes=notes(measurements))
+    return Section(capitalised(group), tables=(table,), figures=(figure,))
+
+
+def timed(measurements: Sequence[Measurement]) -> list[str]:
+    """The peers that have a time in any case."""
+    return [name for name in PEERS if any(name in m.seconds for m in measurements)]
 
 
 def notes(measurements: Iterable[Measurement]) -> tuple[str, ...]:
@@ -112,19 +117,24 @@ def facts(results: Results) -> dict[str, str]:
 
 
 def markdown(results: Results) -> str:
-    """LayerNorm in tables with shapes down and ``fp32 / bf16`` in each cell: all groups, then each by itself."""
+    """LayerNorm in tables with shapes down and a number for each dtype in a cell: all groups, then each by itself."""
     groups = {group: found for group, found in results.groups.items() if is_plain(found[0].case)}
     machine = results.machine
-    dtypes = " / ".join(dict.fromkeys(m.case.dtype for m in results.measurements))
+    common = dtypes(m for found in groups.values() for m in found)
+    fewer = "".join(f", in {group} {dtypes(found)}" for group, found in groups.items() if dtypes(found) != common)
     caption = (
-        f"{dtypes} in each cell. {machine.cpu}, {count(machine.threads, 'thread')}, {machine.isa}; "
+        f"{common} in each cell{fewer}. {machine.cpu}, {count(machine.threads, 'thread')}, {machine.isa}; "
         f"addnorm {machine.addnorm}, torch {machine.torch}, ONNX Runtime {machine.onnxruntime}; {machine.date[:10]}. "
         "Times are medians of interleaved runs; `floor` is addnorm's time over that of streaming the same bytes."
     )
     parts = [f"**Times quicker than {LABELS[EAGER]}**", "", *overview(groups), "", caption]
     for group, measurements in groups.items():
-        parts += ["", f"**{group[0].upper() + group[1:]}**", "", *pivot(measurements)]
+        parts += ["", f"**{capitalised(group)}**", "", *pivot(measurements)]
     return "\n".join(parts)
+
+
+def dtypes(measurements: Iterable[Measurement]) -> str:
+    return " / ".join(dict.fromkeys(m.case.dtype for m in measurements))
 
 
 def is_plain(case: Case) -> bool:
@@ -144,7 +154,7 @@ def overview(groups: dict[str, list[Measurement]]) -> list[str]:
 
 def pivot(measurements: Sequence[Measurement]) -> list[str]:
     """One markdown table: a group against every peer and the floor."""
-    peers = [name for name in PEERS if any(name in m.seconds for m in measurements)]
+    peers = timed(measurements)
     lines = heading(["shape", "addnorm", *(f"vs {LABELS[name]}" for name in peers), "floor"])
     for shape, cells in by_shape(measurements).items():
         columns = [
@@ -163,8 +173,8 @@ def by_shape(measurements: Iterable[Measurement]) -> dict[str, list[Measurement]
     return shapes
 
 
-def heading(columns: Sequence[str]) -> list[str]:
-    return [row(columns), row(["-"] + ["-:"] * (len(columns) - 1))]
+def heading(columns: Sequence[str], labels: int = 1) -> list[str]:
+    return [row(columns), row(["-"] * labels + ["-:"] * (len(columns) - labels))]
 
 
 def row(cells: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from statistics import median
 from ..bench.results import FLOOR, OURS, Measurement, Results
 from ..bench.targets import Verdict, verdicts
 from ..plot import Curve, Plot
-from ..words import count
+from ..words import capitalised, count
 from . import bench
 from .document import Document, Section, Table, digits, duration, number, ratio
 
@@ -23,14 +23,14 @@ HOW_TO_READ = (
 
 def document(results: Results) -> Document:
     """The targets, then a section per group, with its table and its roofline."""
-    lines = [line for line in bench.summary(results) if line != bench.HOW_TO_READ]
     found = verdicts(results)
     measured = [verdict for verdict in found if verdict.met is not None]
-    lines.append(f"{sum(bool(v.met) for v in measured)} of {count(len(measured), 'target')} met, {len(found)} in all.")
+    met = f"{sum(bool(v.met) for v in measured)} of {count(len(measured), 'target')} met, {len(found)} in all."
+    checks = (f"{capitalised(check)}." for check in results.checks)
     sections = [targets(found)]
     sections += [section(group, measurements) for group, measurements in results.groups.items()]
-    lines = [*(f"{check[0].upper()}{check[1:]}." for check in results.checks), *lines, HOW_TO_READ]
-    return Document("addnorm bench, GPU", tuple(lines), tuple(sections), facts(results))
+    lines = (*checks, *bench.summary(results), met, HOW_TO_READ)
+    return Document("addnorm bench, GPU", lines, tuple(sections), facts(results))
 
 
 def targets(found: Sequence[Verdict]) -> Section:
@@ -48,7 +48,7 @@ def target_row(verdict: Verdict) -> tuple[str, ...]:
 
 
 def section(group: str, measurements: Sequence[Measurement]) -> Section:
-    peers = [name for name in bench.PEERS if any(name in m.seconds for m in measurements)]
+    peers = bench.timed(measurements)
     columns = ("shape", "dtype", "addnorm", "GB/s", "% of copy", *(f"vs {name}" for name in peers), "host")
     rows = tuple(
         (
@@ -63,7 +63,7 @@ def section(group: str, measurements: Sequence[Measurement]) -> Section:
         for m in measurements
     )
     table = Table(columns, rows, labels=2, notes=(*bench.notes(measurements), *clocks(measurements)))
-    return Section(group[0].upper() + group[1:], tables=(table,), figures=roofline(measurements))
+    return Section(capitalised(group), tables=(table,), figures=roofline(measurements))
 
 
 def clocks(measurements: Iterable[Measurement]) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ def markdown(results: Results) -> str:
     for group, measurements in results.groups.items():
         large = [m for m in measurements if m.case.rows > LARGE]
         if large:
-            parts += [f"**{group[0].upper() + group[1:]}**", "", *lines(section(group, large).tables[0]), ""]
+            parts += [f"**{capitalised(group)}**", "", *lines(section(group, large).tables[0]), ""]
     machine = results.machine
     peers = "".join(f", {name} {version}" for name, version in machine.peers.items())
     parts.append(
@@ -133,6 +133,5 @@ def markdown(results: Results) -> str:
     return "\n".join(parts)
 
 
-def lines(table: Table) -> Iterable[str]:
-    marks = ["-" if index < table.labels else "-:" for index in range(len(table.columns))]
-    return [bench.row(cells) for cells in (table.columns, marks, *table.rows)]
+def lines(table: Table) -> list[str]:
+    return [*bench.heading(table.columns, table.labels), *map(bench.row, table.rows)]

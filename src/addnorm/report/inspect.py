@@ -13,7 +13,7 @@ from ..xray import Finding, Inspection
 from ..xray.inspection import SiteResult
 from ..xray.measurements import MEASUREMENTS
 from ..xray.streaming import place
-from .document import Board, Cell, Document, Figure, Heatmap, Lead, Section, Table, digits, duration
+from .document import Board, Cell, Document, Figure, Heatmap, Lead, Section, Table, digits, duration, number
 
 WORST = {  # whose worst tokens are listed, and what those are
     "residual_ratio": "largest |f| / |x|",
@@ -51,7 +51,7 @@ def summary(found: Inspection) -> tuple[str, ...]:
         return looked, "Nothing suspicious was found."
     counts = Counter(finding.urgency for finding in found.findings)
     kinds = ", ".join(f"{urgency} {counts[urgency]}" for urgency in sorted(counts, reverse=True))
-    return looked, f"{len(found.findings)} finding{'s' if len(found.findings) > 1 else ''} ({kinds})."
+    return looked, f"{count(len(found.findings), 'finding')} ({kinds})."
 
 
 def lead(found: Inspection) -> Lead | None:
@@ -246,11 +246,3 @@ def facts(found: Inspection) -> dict[str, str]:
         "Not in one piece": "; ".join(found.breaks) or "captured whole",
         **skipped,
     }
-
-
-def number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    if value == 0:
-        return "0"
-    return digits(value) if math.isfinite(value) else str(value)

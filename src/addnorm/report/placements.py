@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..comparison import Comparison, Row
+from ..comparison import Comparison
 from ..words import count
 from .document import Document, Figure, Section, Table, digits, duration, number, ratio
 
@@ -39,13 +39,9 @@ def summary(result: Comparison) -> tuple[str, ...]:
 
 
 def algebra(result: Comparison) -> Section:
-    rows = tuple((row.name, line) if not index else ("", line) for row in result.rows for index, line in lines(row))
+    rows = tuple(("" if index else row.name, line) for row in result.rows for index, line in enumerate(row.algebra))
     text = ("x is the sublayer's input, h the stream, f the sublayer, N and M norms.",)
     return Section("Algebra", text, (Table(("placement", "what runs"), rows, labels=2),))
-
-
-def lines(row: Row) -> enumerate[str]:
-    return enumerate(row.algebra)
 
 
 def costs(result: Comparison) -> Section:

@@ -121,10 +121,7 @@ class Measurement(ABC):
 
     @classmethod
     def findings(cls, sites: Mapping[str, Measurement]) -> Iterator[Finding]:
-        """The rules, applied to each site, or to the whole."""
-        if cls.whole:
-            yield from broken(cls, "", cls.overall(list(sites.values())), "")
-            return
+        """The rules, applied to each site."""
         for site, measured in sites.items():
             yield from broken(cls, site, measured.value, measured.evidence())
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.fx import Graph, GraphModule, Node
@@ -81,9 +82,13 @@ class ProbedCall:
 
     A model that is fused or compiled is called as it was written. `skipped` has the norm calls that are no sites, with
     the reason; `breaks` why parts could not be captured in one piece.
+
+    Raises:
+        ValueError: where there is no Python code to capture, or a parameter has no values.
     """
 
     def __init__(self, model: nn.Module, probe: Probe) -> None:
+        check_model(model)
         self._model = model
         self._probes = Probes(model, probe)
         self._breaks = Counter(counters["graph_break"])
@@ -106,6 +111,14 @@ class ProbedCall:
         reasons = [f"{place}: {reason}" for place, reason in self.skipped.items()] + list(self.breaks)
         why = "; ".join(reasons) or NOTHING
         return f"no Add & Norm site found in {type(self._model).__name__}: {why}"
+
+
+def check_model(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("model is TorchScript, which has no Python code left: give the module that it was made from")
+    for path, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(f"model has no values to look at: {path} is on the meta device; load the weights first")
 
 
 class Probes:

@@ -16,7 +16,7 @@ class SiteResult:
     """One Add & Norm site over all batches."""
 
     site: str  # path of the module that calls the norm, with the number of the call where it calls several
-    norm: str  # "layer" or "rms"
+    norm: str  # "layer", "rms"...: one of addnorm.norms
     carry: str  # what the next block adds to: "z", the sum (pre-norm), or "y", its norm (post-norm)
     eps: float
     width: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
@@ -11,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..fusing.place import PLACES, InPlace, put, standing, take
+from ..fusing.base import is_traced
+from ..fusing.place import PLACES, InPlace, put, take
 from ..norms import policy
 from ..words import count
 from .capture import Kind, Place, ProbedCall, Visit
 from .tokens import Layout, RealTokens, batch_first, real_tokens
 
 Log = Callable[[dict[str, float]], object]
+MONITORED: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # the models that have a monitor; under PLACES
 
 
 class Monitor:
@@ -41,7 +44,8 @@ class Monitor:
     loss is of, the last sampled one has them. Of a pass without a token there are no means, and no ``amax``.
 
     Attach it to what is called: to the result of ``torch.compile(model)``, and after `addnorm.fuse`, which may be
-    undone before `close` or after it. Sums are in float32 and stay on the device until they are logged.
+    undone before `close` or after it. A pass inside a ``torch.func`` transform, a trace or a torch mode that sees every
+    operation is not sampled: the next one is. Sums are in float32 and stay on the device until they are logged.
 
     Args:
         model: The module whose calls are counted.
@@ -50,8 +54,9 @@ class Monitor:
 
     Raises:
         TypeError: model is no module, or log can not be called.
-        ValueError: every is no positive integer, or the model has a monitor already; in a sampled pass, where the
-            model has no Add & Norm site.
+        ValueError: every is no positive integer, or the model, a part of it or a model that it is a part of has a
+            monitor already; in a sampled pass, where the model has no Add & Norm site, is TorchScript or has parameters
+            on the meta device.
 
     >>> model, seen = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), []
     >>> with Monitor(model, every=1, log=seen.append):
@@ -69,26 +74,25 @@ class Monitor:
             raise TypeError(f"log must be callable, got {type(log).__name__}")
         self.model, self._call = model, MonitoredCall(model, every, log)
         with PLACES:
-            if any(isinstance(call, MonitoredCall) for call in standing(model)):
-                raise ValueError("model has a monitor already: close that first")
+            for other in MONITORED:  # of two, one in the other, the inner one would miss what the outer one samples
+                if other is model:
+                    raise ValueError("model has a monitor already: close that first")
+                if other in {*model.modules()} or model in {*other.modules()}:
+                    raise ValueError(
+                        f"model and {type(other).__name__}, which has a monitor already, are one in the other: one "
+                        "monitor tells of all sites"
+                    )
             put(model, self._call)
+            MONITORED.add(model)
+        self._closed = False
 
     def close(self) -> None:
         """Log what is waiting, and give the model its own call back. Harmless where that was done before.
 
-        Warns where the model was called and no pass counted: nothing was logged.
+        Warns where nothing was logged, or no more since another took the model's place of call.
         """
-        try:
-            self._call.flush()
-        finally:  # `log` may raise
-            with PLACES:
-                closed = take(self.model, self._call)
-        if closed and self._call.passed_over and not self._call.step:
-            warnings.warn(
-                "addnorm.Monitor logged nothing: it samples calls in training mode with gradients enabled, and of "
-                f"{count(self._call.passed_over, 'call')} none was one (model.train(), no torch.no_grad())",
-                stacklevel=2,
-            )
+        if missed := self._end():
+            warnings.warn(missed, stacklevel=2)
 
     def __enter__(self) -> Monitor:
         return self
@@ -96,7 +100,38 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        missed = self._end()
+        if missed and error is None:
+            warnings.warn(missed, stacklevel=2)
+
+    def _end(self) -> str:
+        """Close; what there is to warn of, the first time."""
+        if self._closed:
+            return ""
+        self._closed, call = True, self._call
+        try:
+            call.flush()
+        finally:  # `log` may raise
+            with PLACES:
+                stood = take(self.model, call)
+                MONITORED.discard(self.model)
+        if not stood:
+            return (
+                f"addnorm.Monitor saw {count(call.step, 'call')} and no more: another has taken the place of the "
+                "model's call, as model.compile() does: attach the monitor after that"
+            )
+        if call.step:
+            return ""
+        if not call.passed_over:
+            return (
+                "addnorm.Monitor logged nothing: the model was not called, or only inside of what torch.compile made "
+                "of a call around it: attach the monitor to what is called"
+            )
+        return (
+            "addnorm.Monitor logged nothing: it samples calls in training mode with gradients enabled, and of "
+            f"{count(call.passed_over, 'call')} none was one (model.train(), no torch.no_grad(), no torch.func "
+            "transform or trace around it)"
+        )
 
 
 class MonitoredCall(InPlace):
@@ -121,11 +156,12 @@ class MonitoredCall(InPlace):
         call = self.before or self._outer._call_impl
         if torch.compiler.is_compiling():
             return call(*args, **kwargs)
-        if not (self._outer.training and torch.is_grad_enabled()):
+        due = self.step % self.every == 0
+        if not (self._outer.training and torch.is_grad_enabled()) or (due and is_traced()):
             self.passed_over += 1
             return call(*args, **kwargs)
         step, self.step = self.step, self.step + 1
-        return call(*args, **kwargs) if step % self.every else self.sample(step, args, kwargs)
+        return self.sample(step, args, kwargs) if due else call(*args, **kwargs)
 
     def sample(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One pass with the probes looking."""

@@ -23,7 +23,7 @@ class SiteRecord:
 
 
 class Recorder:
-    """What is done at a site is `look`, one of `ignore`, `measure`, `keep` and `compare`, as the pass is for.
+    """What is done at a site is `look`, one of `ignore`, `measure` and `keep`, as the pass is for.
 
     With `backward`, gradients of the stream are measured when they come; with `identity`, all branches are detached.
     """
@@ -34,7 +34,7 @@ class Recorder:
         self.look: Callable[[Place, Kind, Visit], None] = self.ignore
         self.backward = self.identity = False
         self.leaves: list[Tensor] = []  # where a backward has to reach, so that it passes every site
-        self._kept: dict[Place, Tensor] = {}
+        self.kept: dict[Place, Tensor] = {}  # what came out in the pass that keeps
 
     def layout(self, place: Place) -> Layout:
         return Layout(self.number, self.real.of_module(place.norm), self.batch_first)
@@ -77,12 +77,18 @@ class Recorder:
         return note
 
     def keep(self, place: Place, kind: Kind, visit: Visit) -> None:
-        """Remember what real tokens get."""
-        self._kept[place], _ = real_rows(visit.y, self.layout(place))
+        """Remember what comes out."""
+        self.kept[place] = visit.y.detach().clone()
 
-    def compare(self, place: Place, kind: Kind, visit: Visit) -> None:
-        """Hold what they get now against it."""
-        before, (after, where) = self._kept.pop(place), real_rows(visit.y, self.layout(place))
-        changes = (after - before).abs().nan_to_num(nan=torch.inf).where(before.isfinite(), 0.0)
-        for measurement in self.sites[place].measured.values():
-            measurement.repadded(changes.amax(-1), where)
+    def compare(self, before: dict[Place, Tensor], after: dict[Place, Tensor]) -> None:
+        """What came out of two passes over the same real tokens. At a site that ran in one of them alone, or on another
+        number of tokens, all have changed beyond bounds."""
+        for place, y in {**before, **after}.items():
+            rows, where = real_rows(y, self.layout(place))
+            if place in before and place in after and before[place].shape == y.shape:
+                was, _ = real_rows(before[place], self.layout(place))
+                changes = (rows - was).abs().nan_to_num(nan=torch.inf, posinf=torch.inf).where(was.isfinite(), 0.0)
+            else:
+                changes = torch.full_like(rows, torch.inf)
+            for measurement in self.sites[place].measured.values():
+                measurement.repadded(changes.amax(-1), where)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect as signatures
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..fusing.eager import summary
 from ..fusing.fast_path import FAST_PATH
 from .base import Finding
-from .capture import ProbedCall
+from .capture import Place, ProbedCall
 from .inspection import Inspection, Overhead, SiteResult
 from .measurements import MEASUREMENTS
 from .padding import repadded
@@ -49,8 +51,9 @@ def inspect(model: nn.Module, batches: Iterable[Batch] | Batch, *, loss: Loss | 
 
     Raises:
         TypeError: model is no module, batches are of another kind, or loss is no function.
-        ValueError: no batch, no real token, no Add & Norm site, a loss that is no scalar with a gradient, or a loss
-            where there are no gradients: no parameter requires one, or ``torch.inference_mode()``.
+        ValueError: no batch, no real token, no Add & Norm site, a model that is TorchScript or has parameters on the
+            meta device, a loss that is no scalar with a gradient, or a loss where there are no gradients: no parameter
+            requires one, or ``torch.inference_mode()``.
 
     >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     >>> found = inspect(layer, [torch.randn(2, 5, 8)])
@@ -94,14 +97,16 @@ def check(model: Any, batches: Any, loss: Any) -> None:
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode, and none of torch's shortcuts around the norms; afterwards each module is as it was."""
-    training = [module for module in model.modules() if module.training]
+    before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with FAST_PATH.off():
             yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in before:  # the outer ones first: train() sets those inside too
+            if module.training != training:
+                module.train(training)  # which may do more, as eval() may have
+                module.training = training
 
 
 class Run:
@@ -174,13 +179,31 @@ class Run:
 
     @torch.no_grad()
     def repad(self, args: tuple[Any, ...], kwargs: dict[str, Any], real: RealTokens) -> None:
-        """Run the batch as it is and with something else in the padding."""
+        """Run the batch as it is and with something else in the padding, which the model may not take."""
         recorder = self.recorder
-        changed = repadded(self.model, args, kwargs, real, batch_first=recorder.batch_first)
-        for look, (some, named) in ((recorder.keep, (args, kwargs)), (recorder.compare, changed)):
-            recorder.look = look
-            self.call(*some, **named)
-        recorder.look = recorder.ignore
+        some, named = repadded(self.model, args, kwargs, real, batch_first=recorder.batch_first)
+        before = self.kept(args, kwargs)
+        try:
+            after = self.kept(some, named)
+        except Exception as error:  # of any kind
+            warnings.warn(
+                "padding leakage is not measured: with entries of real tokens in its padding the model raises "
+                f"{type(error).__name__}: {summary(str(error))}",
+                stacklevel=5,
+            )
+        else:
+            recorder.compare(before, after)
+
+    def kept(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Place, Tensor]:
+        """What comes out of every site in one pass."""
+        recorder = self.recorder
+        recorder.look, recorder.kept = recorder.keep, {}
+        try:
+            self.call(*args, **kwargs)
+        finally:
+            recorder.look = recorder.ignore
+        found, recorder.kept = recorder.kept, {}
+        return found
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

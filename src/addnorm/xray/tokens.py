@@ -57,12 +57,15 @@ class RealTokens:
 def real_tokens(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RealTokens:
     """What the masks among the inputs of a call say."""
     inputs = named_inputs(model, args, kwargs)
-    found: dict[bool, Tensor] = {}
+    found: dict[bool, Tensor | None] = {}
     for name, real in MASKS.items():
         mask = inputs.get(name)
         if isinstance(mask, Tensor) and mask.dim() == 2:
             found.setdefault(name.startswith(DECODER), real(mask))
     own = any(name.startswith(DECODER) and value is not None for name, value in inputs.items())
+    labels = inputs.get("labels")
+    if not own and not (isinstance(labels, Tensor) and labels.dim() > 1):
+        found[True] = found.get(False)  # a decoder has no inputs but those, as BART's without any of its own
     return RealTokens(found.get(False), found.get(True), decoder_within(model, own=own))
 
 
@@ -159,8 +162,7 @@ def tokens_of(kind: Kind, visit: Visit, layout: Layout) -> Tokens:
     """The rows to measure. Rows with NaN or infinity are only counted."""
     real, sequence, position = layout.rows(visit.z.shape[:-1])
     device = visit.z.device
-    wide = [tensor.detach().flatten(0, -2) if tensor.dim() > 1 else tensor.detach()[None] for tensor in
-            (visit.x, visit.residual, visit.z, visit.y)]  # fmt: skip
+    wide = [each.detach().reshape(-1, each.shape[-1]) for each in (visit.x, visit.residual, visit.z, visit.y)]
     rows = len(wide[0])
     chosen = torch.ones(rows, dtype=torch.bool, device=device) if real is None else real.to(device)
     finite = wide[2].isfinite().all(-1) & wide[3].isfinite().all(-1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...call import Call, Gradient
 from ..base import YES, Backend, Plan, Support, no_kernel, once_a_graph
+from .launch import MOST_COLUMNS
 
 NORMS = ("layer", "rms")  # that there are kernels for: norms.py
 OLDEST = (8, 0)  # compute capability: bfloat16, asynchronous copies
@@ -61,6 +62,8 @@ class Triton(Backend):
         if call.norm not in NORMS:
             return no_kernel(call.norm, NORMS)
         reason = obstacle(device.type, device.index)
+        if reason in ("", INTERPRETED) and call.main.shape[-1] > MOST_COLUMNS:
+            return Support.no(f"x has {call.main.shape[-1]} columns, the kernels take up to {MOST_COLUMNS}")
         return YES if not reason else Support(reason == INTERPRETED, reason)
 
     def forward(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .forward import load, store
+from .forward import load, store, within
 from .norms import both_sums, divide
 from .philox import keep
 
@@ -81,7 +81,7 @@ def means_of(
         if weight is not None:
             g = gain(g, load(weight, row * 0, cols, None, D, D % BLOCK == 0, C), weight_offset, C)
         sum_g += g
-        sum_gx += g * xhat
+        sum_gx += within(g * xhat, cols, D, D % BLOCK == 0)
     sum_g, sum_gx = both_sums(sum_g, sum_gx)
     count = tl.full([1, 1], D, C)
     return divide(sum_g, count), divide(sum_gx, count)
@@ -174,7 +174,7 @@ def backward_kernel(
                 if weight is not None:
                     g = gain(g, tile_of(weights, t, weight, lane * 0, cols, None, D, WHOLE, HELD), weight_offset, C)
                 sum_g += g
-                sum_gx += g * NORMALISE(z_t.to(C), row_stats)
+                sum_gx += within(g * NORMALISE(z_t.to(C), row_stats), cols, D, WHOLE)
             mean_g, mean_gx = both_sums(sum_g, sum_gx)
             mean_g, mean_gx = divide(mean_g, count), divide(mean_gx, count)
         per_row = tl.full([ROWS, 1], 1.0, C)
@@ -218,7 +218,7 @@ def backward_kernel(
                 if branch_bias is not None:
                     u += load(branch_bias, lane * 0, cols, None, D, WHOLE, C)
                 u = u * kept * dz
-                by_row += u * scale
+                by_row += within(u * scale, cols, D, WHOLE)
                 if BRANCH_SCALE:
                     terms = terms + (u * per_row,)
             for k in tl.static_range(SUMS):

@@ -30,6 +30,12 @@ def store(pointer, offset, cols, inside, value, D: tl.constexpr, WHOLE: tl.const
 
 
 @triton.jit
+def within(value, cols, D: tl.constexpr, WHOLE: tl.constexpr):
+    """Zero beyond the row, where a mean is subtracted from the zeros that were loaded: 0 times infinity is NaN."""
+    return value if WHOLE else tl.where(cols < D, value, 0.0)
+
+
+@triton.jit
 def tile(
     x, residual, branch_bias, branch_scale, row_scale, seed,
     row, inside, x_stride, residual_stride, first, threshold, residual_scale, keep_scale,
@@ -57,9 +63,7 @@ def tile(
 
 @triton.jit
 def deviations(z, shift, first, sum_1, sum_2, D: tl.constexpr, BLOCK: tl.constexpr):
-    d = z - shift
-    if D % BLOCK != 0:
-        d = tl.where(first + tl.arange(0, BLOCK)[None, :] < D, d, 0.0)
+    d = within(z - shift, first + tl.arange(0, BLOCK)[None, :], D, D % BLOCK == 0)
     return sum_1 + d, sum_2 + d * d
 
 

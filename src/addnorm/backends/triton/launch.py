@@ -109,6 +109,11 @@ ODD_FORWARD: dict[int, Forward] = {
     8: Forward(ANY, 1, 2048, 8, keep=False),
 }  # fmt: skip
 
+# A row that is split has a program for each part in the grid's second dimension, of which CUDA allows so many; where
+# options leave room for one tile, a part is a block. Far below are the 2^31 columns that the kernels could number.
+PARTS = 65535
+MOST_COLUMNS = PARTS * min(row.block for rows in BACKWARD.values() for row in rows if row.width >= MANY)
+
 
 def forward_for(width: int, itemsize: int) -> Forward:
     launch = next(launch for launch in FORWARD[itemsize] if width <= launch.width)

@@ -57,9 +57,6 @@ class OutlierChannels(Measurement):
     def details(self) -> dict[str, Any]:
         return {"channels": self.channels}
 
-    def evidence(self) -> str:
-        return f"channels {listed(self.channels)}"
-
     @classmethod
     def findings(cls, sites: Mapping[str, Measurement]) -> Iterator[Finding]:
         seen = Counter(channel for site in sites.values() for channel in site.details()["channels"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,8 @@ from ..streaming import PerToken, Where
 
 class PaddingLeakage(Measurement):
     """The model runs twice on the first batch that has padding and at the same shape; only what stands in the padding
-    differs. A token whose output became NaN or infinite counts as an infinite change."""
+    differs. A token whose output became NaN or infinite counts as an infinite change, and so does every token at a site
+    that ran only once, or on another number of tokens."""
 
     name = "padding_leakage"
     title = "padding leakage"
@@ -45,4 +47,5 @@ class PaddingLeakage(Measurement):
         return {} if self.value is None else self.tokens.details()
 
     def evidence(self) -> str:
-        return self.tokens.worst.words(1)
+        endless = "; infinite: there it gives NaN or infinity, runs on other tokens, or not at all"
+        return self.tokens.worst.words(1) + (endless if self.value == math.inf else "")
