@@ -4,7 +4,6 @@
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
-#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/variable.h>
@@ -36,17 +35,18 @@ inline bool has_tangent(const at::Tensor& t) {
 // One that the kernels take.
 inline bool is_plain(const at::Tensor& t) { return is_dense(t) && is_supported(t.scalar_type()) && !has_tangent(t); }
 
-// Whether this thread's calls are recorded. torch.enable_grad() inside torch.inference_mode() does not bring that back.
-inline bool is_recording() { return c10::GradMode::is_enabled() && !c10::InferenceMode::is_enabled(); }
+// Whether autograd records this thread's calls: not where torch passes it over, as inside torch.inference_mode(), which
+// torch.enable_grad() does not change, and in __torch_dispatch__.
+inline bool is_recording() {
+  const auto excluded = c10::impl::tls_local_dispatch_key_set().excluded_;
+  return c10::GradMode::is_enabled() && !excluded.has(c10::DispatchKey::AutogradFunctionality);
+}
 
 // Whether this thread runs as it does by default: no mode, transform or tracing. Autocast has chosen the dtypes before.
 inline bool is_plain_thread() {
   using c10::DispatchKey;
   constexpr c10::DispatchKeySet included({DispatchKey::BackendSelect, DispatchKey::ADInplaceOrView});
-  const auto keys = c10::impl::tls_local_dispatch_key_set();
-  const bool below_autograd = keys.excluded_.has(DispatchKey::AutogradCPU) && !c10::InferenceMode::is_enabled();
-  return within(keys.included_, included) && !below_autograd &&
-         !at::impl::torch_function_mode_enabled();
+  return within(c10::impl::tls_local_dispatch_key_set().included_, included) && !at::impl::torch_function_mode_enabled();
 }
 
 }  // namespace addnorm
