@@ -75,6 +75,16 @@ def rows_may_be_huge() -> None:
                 agree(f"{name} {norm} {d}", got, want[name], FEW * eps * allowed[name])
 
 
+def infinite_parameters_make_no_nan() -> None:
+    """Three rows in a program for more: the others, which are zero, are no part of a column's sum."""
+    infinite = torch.full((5,), torch.inf)
+    for name, asked in (("branch_scale", "branch_bias"), ("branch_bias", "branch_scale")):
+        given: Any = {name: infinite, asked: torch.ones(5, requires_grad=True)}
+        _, z = add_norm_stream(torch.ones(3, 5), **given, backend="triton")
+        (got,) = torch.autograd.grad(z, given[asked], torch.ones(3, 5))
+        assert torch.equal(got, infinite), f"{asked} where {name} is infinite: {got}"
+
+
 def mask_is_the_published_one() -> None:
     for rows, d, seed in ((2, 33, 2**40 + 7), (5, 130, -1), (3, 1031, 0)):
         want = rng.mask(seed, rows, d, 32768)
@@ -201,7 +211,8 @@ def constant_rows() -> None:
 def main() -> None:
     torch.manual_seed(0)
     for judge in (
-        results_agree, exact_at_any_mean, rows_may_be_huge, mask_is_the_published_one, rows_are_independent,
+        results_agree, exact_at_any_mean, rows_may_be_huge, infinite_parameters_make_no_nan,
+        mask_is_the_published_one, rows_are_independent,
         long_column_sums_are_float32, constant_rows, rows_may_be_far_apart, watched_calls_are_the_same,
         checkpoints_and_second_derivatives_hold, a_sum_without_its_norm_may_be_changed,
         what_is_not_plain_is_resolved,

@@ -68,6 +68,12 @@ def tile_of(
 
 
 @triton.jit
+def counted(value, inside):
+    """Zero in rows that are not there: times a parameter that is infinite they are NaN, which their column would be."""
+    return value if inside is None else tl.where(inside, value, 0.0)
+
+
+@triton.jit
 def means_of(
     dy, z, weight, row_stats, dy_at, z_at, row, weight_offset,
     NORMALISE: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
@@ -212,7 +218,7 @@ def backward_kernel(
             if dx is not None:
                 store(dx, row * D, cols, inside, branch, D, WHOLE)
             if BRANCH_BIAS:
-                terms = terms + (branch,)
+                terms = terms + (counted(branch, inside),)
             if x is not None:
                 u = load(x, row * x_stride, cols, inside, D, WHOLE, C)
                 if branch_bias is not None:
@@ -220,7 +226,7 @@ def backward_kernel(
                 u = u * kept * dz
                 by_row += within(u * scale, cols, D, WHOLE)
                 if BRANCH_SCALE:
-                    terms = terms + (u * per_row,)
+                    terms = terms + (counted(u * per_row, inside),)
             for k in tl.static_range(SUMS):
                 added = added + (totals[t * SUMS + k] + terms[k],)
         totals = added
