@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,71 +17,17 @@ import torch
 from addnorm import cli
 from addnorm.bench import DEVICES, cuda_cases, devices, floor, inputs, run
 from addnorm.bench.cases import BACKWARD, INFERENCE, TRAINING, Case
-from addnorm.bench.contenders import Addnorm, Contender, Eager, RefusalError
+from addnorm.bench.contenders import Addnorm, Eager, RefusalError
 from addnorm.bench.cuda_contenders import CUDA_CONTENDERS, Autotuned, Peer, first_there
-from addnorm.bench.devices import Cuda
 from addnorm.bench.results import COPY, FLOOR, Results
 from addnorm.bench.targets import TARGETS
 from addnorm.cuda_clock import MOST_CALLS, TRIAL, CudaClock
 from addnorm.report import cuda
 
+from .support.pretended_gpu import SMALL, Pretended, PretendedClock, Uncapturable
+
 ROOT = Path(__file__).parents[1]
 Capture = pytest.CaptureFixture[str]
-SMALL: dict[str, Contender] = {"addnorm": Addnorm(), "eager": Eager()}
-
-
-class PretendedClock(CudaClock):
-    """A graph is its calls, and time passes by a microsecond a call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.time = 0.0
-        self.captured: list[int] = []
-
-    def graph(self, call: Callable[[], object], count: int) -> Callable[[], object]:
-        self.captured.append(count)
-
-        def replay() -> None:
-            for _ in range(count):
-                call()
-            self.time += 1e-6 * count
-
-        return replay
-
-    def now(self) -> float:
-        self.time += 1e-6
-        return self.time
-
-    def lead_in(self, function: Callable[[], object]) -> None:
-        function()
-
-
-class Uncapturable(PretendedClock):
-    error = RuntimeError("operation not permitted when stream is capturing\nmore")
-
-    def graph(self, call: Callable[[], object], count: int) -> Callable[[], object]:
-        raise self.error
-
-
-class Pretended(Cuda):
-    """The GPU's part played by the CPU."""
-
-    contenders = SMALL
-    wrong = ""
-
-    def __init__(self, clock: PretendedClock | None = None) -> None:
-        super().__init__(clock or PretendedClock())
-
-    def missing(self) -> str:
-        return ""
-
-    def check(self, progress: object) -> tuple[str, ...]:
-        assert not self.wrong, self.wrong
-        return ("some calls agree",)
-
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        yield
 
 
 @pytest.fixture
@@ -282,7 +227,7 @@ def test_it_runs_from_the_source_tree_with_torch_alone() -> None:
     """No installed package, no C++ extension, none of the packages of a report."""
     code = f"""
 import sys
-sys.path = [{str(ROOT / "src")!r}, *(p for p in sys.path if "addnorm" not in p)]
+sys.path = [{str(ROOT / "src")!r}, *(p for p in sys.path if "addnorm" not in p), {str(ROOT)!r}]
 class Blocked:
     def find_spec(self, name, *_):
         if name.split(".")[0] in ("rich", "plotly", "jinja2") or "_cpu_torch" in name:
@@ -300,35 +245,16 @@ def version(name):
 metadata.version = version
 from addnorm import bench, cli
 from addnorm.bench import DEVICES
-from tests.test_bench_cuda import Pretended
-DEVICES["cuda"] = Pretended(Clock())
+from addnorm.bench.cases import Case
+from tests.support.pretended_gpu import Pretended
+DEVICES["cuda"] = Pretended()
 bench.cuda_full = lambda: (Case(rows=3, d=64),)
 raise SystemExit(cli.main(["bench", "--device", "cuda"]))
 """
-    code = code.replace("from tests.test_bench_cuda import Pretended", PRETENDED)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/")
     assert done.returncode == 0, done.stderr
     assert "addnorm bench, GPU" in done.stdout
     assert "addnorm: 0." in done.stdout
-
-
-PRETENDED = """
-from contextlib import nullcontext
-from time import perf_counter
-from addnorm.bench.devices import Cuda
-from addnorm.bench.cases import Case
-from addnorm.bench.contenders import Addnorm, Eager
-from addnorm.cuda_clock import CudaClock
-class Clock(CudaClock):
-    graph = lambda self, call, count: call
-    now = lambda self: perf_counter()
-    lead_in = lambda self, function: function()
-class Pretended(Cuda):
-    contenders = {"addnorm": Addnorm(), "eager": Eager()}
-    missing = lambda self: ""
-    check = lambda self, progress: ("some calls agree",)
-    scope = lambda self: nullcontext()
-"""
 
 
 def test_the_card_is_checked_by_the_kernels_themselves() -> None:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import triton
 
+from ...words import first_line
+
 INTERPRETED = triton.knobs.runtime.interpret
 PROGRAMS: dict[Any, Any] = {}
 INT32 = 2**31 - 1
@@ -24,8 +26,7 @@ def trouble() -> str:
     try:
         triton.runtime.driver.active  # noqa: B018
     except Exception as error:  # no compiler, no Python headers, no driver: each in a way of its own
-        first_line = (str(error).strip() or "no message").splitlines()[0]
-        return f"triton does not start: {type(error).__name__}: {first_line}"
+        return f"triton does not start: {type(error).__name__}: {first_line(error)}"
     return ""
 
 
