@@ -154,11 +154,13 @@ def test_compile_in_place_is_refused_while_fused(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["eager", "modules"])
 def test_what_is_traced_or_exported_is_the_plain_model(mode: str) -> None:
     model, x = nn.Sequential(Sublayer(), Sublayer()), torch.randn(2, WIDTH)
-    before = model(x)
+    before, names = model(x), {*model.__dict__}
     with fuse(model, mode=mode, example=x):
         assert torch.equal(torch.jit.trace(model, x)(x), before)
         operators = [str(node.target) for node in torch.export.export(model, (x,), strict=False).graph.nodes]
+        assert {*copy.deepcopy(model).__dict__} == names
     assert operators.count("aten.layer_norm.default") == 2
+    assert {*model.__dict__} == names
 
 
 @pytest.mark.filterwarnings(

@@ -174,6 +174,11 @@ def read_as_another_type(s: Any, x: Tensor) -> Tensor:
     return F.layer_norm(h.float(), (WIDTH,), s.w, s.p).to(torch.bfloat16)
 
 
+def square_of_a_vector(s: Any, x: Tensor) -> Tensor:
+    v = s.a(x[0, 0])
+    return s.layer(x[0, 1] + v * v)
+
+
 LEFT: dict[str, Forward] = {  # one norm call, which stays what it was
     "the sum changed behind its view": lambda s, x: changed_between(
         s, x, lambda h: h[:, 0].zero_(), lambda h: h.view(-1, WIDTH)
@@ -189,6 +194,10 @@ LEFT: dict[str, Forward] = {  # one norm call, which stays what it was
     "changed by a checkpoint": by_checkpoint,
 }
 FUSED: dict[str, Forward] = {  # one norm call with its sum
+    "a Linear added to itself": lambda s, x: (lambda u: s.layer(u + u))(s.a(x)),
+    "a multiple added to itself": lambda s, x: (lambda u: s.layer(u + u))(s.a(x) * 3),
+    "a scaled branch added to itself": lambda s, x: (lambda u: s.rms(u + u))(s.a(x) * s.p),
+    "the square of a vector": square_of_a_vector,
     "an operator behind it": lambda s, x: torch.ops.aten.silu(s.layer(x + s.a(x))),
     "reshape by name": lambda s, x: s.layer(torch.reshape(input=x + s.a(x), shape=(-1, WIDTH))),
     "flatten by name": lambda s, x: s.layer(torch.flatten(input=x + s.a(x), start_dim=0, end_dim=1)),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.nn.modules.module import register_module_forward_hook
 
 from addnorm import Residual, Stack
@@ -62,6 +63,16 @@ def test_another_models_breaks_are_not_told() -> None:
         handle.model(torch.randn(3, WIDTH))
     assert len(broken.report.breaks) == 1
     assert whole.report.breaks == ()
+
+
+@pytest.mark.filterwarnings("ignore:addnorm.fuse found nothing")
+def test_nor_where_nothing_was_captured() -> None:
+    counters["graph_break"]["one of another model"] += 1
+    model = nn.Sequential(Block())
+    model[0].register_full_backward_hook(lambda *_: None)
+    with fuse(model, mode="eager") as handle:
+        model(torch.randn(3, WIDTH))
+    assert handle.report.breaks == ()
 
 
 def test_an_empty_batch_tells_nothing_of_the_sites() -> None:

@@ -103,7 +103,7 @@ def test_a_model_without_values_or_code_is_refused() -> None:
     empty, x = nn.Sequential(Post(1)).to("meta"), torch.empty(2, 4, WIDTH, device="meta")
     scripted = torch.jit.script(nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True))
     for model, given, message in (
-        (empty, x, "model has no values to look at: 0.sites.0.linear.weight is on the meta device"),
+        (empty, x, "model has no values yet: 0.sites.0.linear.weight is on the meta device"),
         (scripted, data(), "model is TorchScript, which has no Python code left"),
     ):
         with pytest.raises(ValueError, match=message):

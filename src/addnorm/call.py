@@ -1,25 +1,23 @@
-"""One Add & Norm call, described once: what it computes, and the checks of its arguments, each with its error text.
+"""One Add & Norm call, described once: what it computes, and the checks of its tensors, each with its error text.
 
-How a call is carried out is not known here. What else is checked: operators that are called by hand (checked.py), and
-where results are written (outputs.py).
+How a call is carried out is not known here. What else is checked: plain arguments (checks.py), operators called by hand
+(checked.py), and where results are written (outputs.py).
 """
 
 from __future__ import annotations
 
-import math
-import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from .checks import DTYPES, check_dtype, check_number, check_probability, check_switch, names, type_name
+
 OPERANDS = ("x", "residual", "weight", "bias", "branch_bias", "branch_scale", "row_scale")
 SEED_LIMIT = 2**63
-LARGEST = sys.float_info.max  # an int may be larger
 
 # Of its own checks, which are no part of a trace, the tracer is not to warn, as torch has it for its own modules.
 warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"addnorm\.")
@@ -276,48 +274,6 @@ def check_row_scale(row_scale: Any, x: Tensor) -> None:
         )
 
 
-def check_number(name: str, value: Any, low: float = -math.inf) -> None:
-    """A finite number, at least `low`."""
-    if isinstance(value, (bool, Tensor)) or not isinstance(value, (int, float, torch.SymFloat, torch.SymInt)):
-        raise TypeError(f"{name} must be a number, got {type_name(value)}")
-    if not max(low, -LARGEST) <= value <= LARGEST:
-        allowed = "a finite number" if low == -math.inf else f"a finite number >= {low:g}"
-        raise ValueError(f"{name} must be {allowed}, got {value}")
-
-
-def check_probability(name: str, value: Any) -> None:
-    check_number(name, value)
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be in [0, 1), got {value}")
-
-
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """A whole number, at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type_name(value)}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def check_switch(name: str, value: Any) -> None:
-    """True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {type_name(value)}")
-
-
-def check_flag(name: str, value: Any) -> None:
-    """True, False, or None for the default."""
-    if value is not None and not isinstance(value, bool):
-        raise TypeError(f"{name} must be True, False or None, got {type_name(value)}")
-
-
-def check_dtype(name: str, value: Any) -> None:
-    if value is None or (isinstance(value, torch.dtype) and value in DTYPES):
-        return
-    kind = ValueError if isinstance(value, torch.dtype) else TypeError
-    raise kind(f"{name} must be None, {names(DTYPES)}, got {value}")
-
-
 def check_seed(seed: Any, x: Tensor) -> None:
     """None, an int of 64 bits, or an int64 tensor with one element on x's device."""
     if isinstance(seed, Tensor):
@@ -330,24 +286,3 @@ def check_seed(seed: Any, x: Tensor) -> None:
             raise TypeError(f"seed must be an int, an int64 tensor or None, got {type_name(seed)}")
         if not -SEED_LIMIT <= seed < SEED_LIMIT:
             raise ValueError(f"seed must fit in 64 bits, [-2**63, 2**63), got {seed}")
-
-
-def type_name(value: Any) -> str:
-    """With its module, unless it is Python's own: numpy has a bool too, others a Tensor."""
-    kind = type(value)
-    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def names(dtypes: Sequence[torch.dtype]) -> str:
-    *most, last = map(str, dtypes)
-    return f"{', '.join(most)} or {last}"
-
-
-Row = TypeVar("Row")
-
-
-def lookup(what: str, name: Any, table: Mapping[str, Row]) -> Row:
-    """The row of a table, or the error that lists what there is."""
-    if isinstance(name, str) and name in table:
-        return table[name]
-    raise ValueError(f"{what}={name!r} is unknown; there are: {', '.join(map(repr, table))}")

@@ -12,18 +12,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .arguments import as_call, as_gradient
-from .call import (
-    CALL_TENSORS,
-    GRADIENT_TENSORS,
-    Call,
-    Gradient,
-    check_dtype,
-    check_number,
-    check_probability,
-    check_seed,
-    check_tensor,
-    describe,
-)
+from .call import CALL_TENSORS, GRADIENT_TENSORS, Call, Gradient, check_seed, check_tensor, describe
+from .checks import check_dtype, check_number, check_probability
 from .norms import NORMS, policy
 
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from .backends import BACKENDS, select
-from .call import (
+from .call import describe
+from .checks import (
     check_count,
     check_dtype,
     check_flag,
     check_number,
     check_probability,
     check_switch,
-    describe,
     lookup,
     type_name,
 )

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..call import Call, Gradient, lookup
+from ..call import Call, Gradient
+from ..checks import lookup
 from .base import Backend, Support, once_a_graph
 from .cpu import Cpu
 from .eager import Eager

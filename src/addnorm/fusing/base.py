@@ -136,7 +136,7 @@ def visible(model: nn.Module, mode: str) -> dict[str, Any]:
 
     def state() -> dict[str, Any]:
         found = {**type(model).__getstate__(model)}  # pyright: ignore
-        return {name: value for name, value in found.items() if name not in ours or value is not ours[name]}
+        return {name: value for name, value in found.items() if name not in ours or value != ours[name]}
 
     def no_replica() -> None:
         raise RuntimeError(
@@ -171,9 +171,9 @@ def forward_of_class(model: nn.Module) -> Callable[..., Any]:
 
 
 def hide(model: nn.Module, ours: dict[str, Any]) -> None:
-    """Undoes `visible`, where another has not set these since."""
+    """Undoes `visible`, where another has not set these since. `torch.export` sets a copy of the list."""
     for name, value in ours.items():
-        if model.__dict__.get(name) is value:
+        if name in model.__dict__ and model.__dict__[name] == value:
             del model.__dict__[name]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 from torch.nn import functional as F  # noqa: N812
 
-from ..call import DTYPES
+from ..checks import DTYPES
 from .nodes import example, given, is_call, is_product, is_quotient, same, shape, value_users
 
 
@@ -51,7 +51,7 @@ def peeled(branch: Branch) -> Branch | None:
     if is_quotient(node):
         source, divisor = node.args
         return scaled(branch, source, 1 / divisor) if isinstance(divisor, (int, float)) and divisor != 0 else None
-    if not is_product(node):
+    if not is_product(node) or node.args[0] is node.args[1]:  # of a square, both would need what either has folded in
         return None
     a, b = node.args
     for source, factor in ((a, b), (b, a)):

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
+from ..checks import check_model
 from .place import PLACE, InPlace, standing
 
 
-def check_model(model: Any) -> None:
+def check_fusable(model: Any) -> None:
     """
     Raises:
         TypeError: it is no module.
         ValueError: it, or a part of it, has been compiled or has a monitor, or has parameters without values.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("model is TorchScript, which has no Python code left: give the module that it was made from")
+    check_model(model, then="fuse")
     for path, part in model.named_modules():
         what = f"the model's part {path}" if path else "model"
         place = part.__dict__.get(PLACE)
@@ -31,6 +27,3 @@ def check_model(model: Any) -> None:
             )
         if objection := next((call.objection for call in standing(part) if call.objection), ""):
             raise ValueError(f"{what} {objection}")
-    for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_meta:
-            raise ValueError(f"model has no values yet: {path} is on the meta device; load the weights, then fuse")

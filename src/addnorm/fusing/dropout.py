@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F  # noqa: N812
 
 from ..backends.native import EXTENSION
-from ..call import DTYPES
+from ..checks import DTYPES
 from ..functional import add_norm_stream
 from .branch import dropout_call
 from .nodes import example, given, is_call

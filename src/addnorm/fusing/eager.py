@@ -130,8 +130,9 @@ class EagerCall(FusedCall):
                 if piece.close():
                     self._open.remove(piece)
             if not self.report.complete:
-                new = Counter(counters["graph_break"]) - (self._breaks or Counter())
-                self.report.breaks = (*self.report.breaks, *(summary(reason) for reason in new))
+                if self._breaks is not None:  # it is, where nothing was captured
+                    new = Counter(counters["graph_break"]) - self._breaks
+                    self.report.breaks = (*self.report.breaks, *(summary(reason) for reason in new))
                 self.complete()
 
     def why_unseen(self, name: str) -> str:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch._dynamo import config
 from torch._dynamo.eval_frame import is_dynamo_supported
 
-from ..call import lookup
+from ..checks import lookup
 from .base import FusedCall
-from .checks import check_model
+from .checks import check_fusable
 from .eager import EagerCall
 from .modules import ModulesCall
 from .place import PLACES, standing
@@ -161,7 +161,7 @@ def fuse(
 
 def installed(model: nn.Module, make: Callable[[nn.Module], FusedCall]) -> FusedCall:
     """A model's call, fused, in its place."""
-    check_model(model)
+    check_fusable(model)
     call = make(model)
     call.handle = Handle(model, call)
     call.install()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from ..call import DTYPES
+from ..checks import DTYPES
 
 CASTS = {"to", "float", "double", "half", "bfloat16", "type", "type_as"}
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from ..call import DTYPES
+from ..checks import DTYPES
 from .branch import Branch, branch_of, dropout_of, residual_of
 from .changes import Change, blocked, changed, changes, memory
 from .nodes import example, is_call, is_method, is_sum, same, shape, title, value_users, viewed
@@ -134,8 +134,9 @@ def site_of(norm: NormCall, order: dict[Node, int], checkpointed: bool = False) 
         return Site(norm, f"the sum's types are {', '.join(sorted(map(str, dtypes)))}")
     whole = [same(shape(add), shape(operand)) for operand in operands]
     x, residual = in_order(operands, whole, order)
-    branch = branch_of(x) if whole[operands.index(x)] else Branch(x)
-    residual, scale, scaling = residual_of(residual)
+    twice = x is residual  # of what is added to itself, both would need what either has folded in
+    branch = branch_of(x) if whole[operands.index(x)] and not twice else Branch(x)
+    residual, scale, scaling = residual_of(residual) if not twice else (residual, 1.0, ())
     return Site(
         norm,
         add=add,

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..call import check_number
+from ..checks import check_number
 
 
 class Norm(ABC):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..call import lookup
+from ..checks import lookup
 from .base import Norm
 from .derf import Derf
 from .dyt import DyT

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from ..call import check_flag
+from ..checks import check_flag
 from ..functional import add_norm, add_norm_stream
 from ..modules import AddNorm, path_scale
 from ..norms import Norm

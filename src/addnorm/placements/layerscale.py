@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..call import check_number
+from ..checks import check_number
 from .base import Placement, Settings, Site, State
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..call import check_number
+from ..checks import check_number
 from ..words import count
 from .base import Placement, Settings, Site, State
 

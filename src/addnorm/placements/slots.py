@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..call import check_count
+from ..checks import check_count
 
 
 class Slot(nn.Module):

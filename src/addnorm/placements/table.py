@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..call import lookup
+from ..checks import lookup
 from ..modules import check_norm_options
 from ..norms import initial_policy
 from .admin import Admin

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..call import check_count
+from ..checks import check_count
 
 Role = Literal["qk", "in", "out"]  # queries and keys; values and first matrices; output projections and last matrices
 Matrices = dict[str, list[tuple[Tensor, Role]]]  # by name: the parts that have one role each

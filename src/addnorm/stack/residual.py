@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..call import check_count, check_probability
+from ..checks import check_count, check_module, check_probability
 from ..modules import check_width
 from ..norms import Norm
 from ..placements import Settings, Site, make
-from .sublayer import branch_of, check_module
+from .sublayer import branch_of
 
 
 class Residual(nn.Module):

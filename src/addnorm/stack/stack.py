@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..call import check_count, check_probability
+from ..checks import check_count, check_module, check_probability
 from ..modules import AddNorm, check_width
 from ..norms import Norm, policy
 from ..placements import Settings, Site, make
 from ..words import count as counted
-from .sublayer import branch_of, check_module, given_types
+from .sublayer import branch_of, given_types
 
 Kwargs = Sequence[Mapping[str, Any]]
 Step = tuple[nn.Module, Mapping[str, Any], Site]

@@ -78,8 +78,3 @@ def given_types(value: Any) -> str:
     """
     items = [type(item).__name__ for item in value] if isinstance(value, (list, tuple)) else []
     return f"{type(value).__name__}{' of ' if items else ''}{' and '.join(items)}"
-
-
-def check_module(name: str, value: Any) -> None:
-    if not isinstance(value, nn.Module):
-        raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")

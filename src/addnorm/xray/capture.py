@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.fx import Graph, GraphModule, Node
 
 from ..call import Call
+from ..checks import check_model
 from ..fusing.callers import Callers
 from ..fusing.captured import Captured, Unguarded
 from ..fusing.eager import summary
@@ -88,7 +88,7 @@ class ProbedCall:
     """
 
     def __init__(self, model: nn.Module, probe: Probe) -> None:
-        check_model(model)
+        check_model(model, then="look at it")
         self._model = model
         self._probes = Probes(model, probe)
         self._breaks = Counter(counters["graph_break"])
@@ -111,14 +111,6 @@ class ProbedCall:
         reasons = [f"{place}: {reason}" for place, reason in self.skipped.items()] + list(self.breaks)
         why = "; ".join(reasons) or NOTHING
         return f"no Add & Norm site found in {type(self._model).__name__}: {why}"
-
-
-def check_model(model: nn.Module) -> None:
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("model is TorchScript, which has no Python code left: give the module that it was made from")
-    for path, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise ValueError(f"model has no values to look at: {path} is on the meta device; load the weights first")
 
 
 class Probes:

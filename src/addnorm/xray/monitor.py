@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_module
 from ..fusing.base import is_traced
 from ..fusing.place import PLACES, InPlace, put, take
 from ..norms import policy
@@ -66,8 +67,7 @@ class Monitor:
     """
 
     def __init__(self, model: nn.Module, *, every: int, log: Log) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        check_module("model", model)
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ValueError(f"every must be an integer >= 1, got {every!r}")
         if not callable(log):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_module
 from ..fusing.eager import summary
 from ..fusing.fast_path import FAST_PATH
 from .base import Finding
@@ -77,8 +78,7 @@ def inspect(model: nn.Module, batches: Iterable[Batch] | Batch, *, loss: Loss | 
 
 
 def check(model: Any, batches: Any, loss: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module("model", model)
     if isinstance(batches, (str, bytes)) or not isinstance(batches, Iterable):
         raise TypeError(
             "batches must be a batch or an iterable of them, each a tensor, a tuple or a dict; got "
