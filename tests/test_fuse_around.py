@@ -130,15 +130,26 @@ def test_forward_keeps_its_signature(mode: str) -> None:
 # -- others that trace ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("mode", MODES)
 def test_what_others_trace_is_the_plain_model(mode: str, x: Tensor, calls: int) -> None:
     model, plain, handle = fused(mode, x, calls)
     with torch.no_grad():
-        traces = torch.fx.symbolic_trace(nn.Sequential(model)), make_fx(model)(x), torch.jit.script(model)
+        traces = torch.fx.symbolic_trace(nn.Sequential(model)), make_fx(model)(x), torch.jit.trace(model, x)
         for each in (model, *traces):
             agree(each, plain, x)
     assert handle.report.fused + handle.report.plain == 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_script_is_made_of_a_copy(mode: str, x: Tensor, calls: int) -> None:
+    """It would take the fused call along, which does not heed the script's own eval()."""
+    model, plain, handle = fused(mode, x, calls)
+    for scripted in (model, nn.Sequential(model)):
+        with pytest.raises(RuntimeError, match=r"torch\.jit\.script can not read: give it a copy"):
+            torch.jit.script(scripted)
+    agree(torch.jit.script(copy.deepcopy(model)), plain, x)
+    handle.undo()
+    agree(torch.jit.script(model), plain, x)
 
 
 # -- modes around it ------------------------------------------------------------------------------------------------

@@ -75,6 +75,20 @@ def test_nor_where_nothing_was_captured() -> None:
     assert handle.report.breaks == ()
 
 
+def test_of_what_was_captured_for_several_types_the_one_that_ran_last_is_told() -> None:
+    class Clamped(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            total = x + self.mix(x)
+            return self.norm(total.clamp(-9, 9) if x.dtype == torch.bfloat16 else total)
+
+    model, x = Clamped(), torch.randn(3, WIDTH)
+    with fuse(model, mode="eager") as handle:
+        for dtype, fused in 2 * [(torch.float32, 1), (torch.bfloat16, 0)]:
+            model.to(dtype)(x.to(dtype))
+            assert handle.report.fused == fused, f"{dtype}: {handle.report}"
+            assert ("its input is clamp" in str(handle.report)) == (not fused)
+
+
 def test_an_empty_batch_tells_nothing_of_the_sites() -> None:
     model = Block()
     with fuse(model, example=torch.randn(3, WIDTH)) as handle:

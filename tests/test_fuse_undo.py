@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from addnorm.fusing import fuse
 
@@ -44,6 +45,15 @@ def test_the_model_is_as_before() -> None:
     assert model._compiled_call_impl is None
     assert "_compiled_call_impl" not in model.__dict__
     assert torch.equal(first(model(**inputs)), before)
+
+
+@pytest.mark.parametrize("mode", ["eager", "modules"])
+def test_weights_that_change_when_they_are_read_are_not_read(mode: str) -> None:
+    """Each reading of such a weight in training is a step of the power iteration that its norm comes from."""
+    model = nn.Sequential(spectral_norm(nn.Linear(8, 8)), nn.LayerNorm(8))
+    before = copy.deepcopy(model.state_dict())
+    fuse(model, mode=mode).undo()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_moving_to_another_dtype_keeps_it_fused() -> None:

@@ -19,10 +19,9 @@ from torch.utils._device import DeviceContext
 
 from ..backends import transforms_active
 from ..modules import AddNorm
-from .place import PLACE, InPlace, put, take
+from .place import InPlace, put, take
 from .report import Outcome, Report
 
-IGNORED = "__jit_ignored_attributes__"
 HOOKS = {  # where a module keeps its hooks, and how they are called
     "_forward_pre_hooks": "a forward pre-hook",
     "_forward_hooks": "a forward hook",
@@ -127,21 +126,27 @@ def visible(model: nn.Module, mode: str) -> dict[str, Any]:
 
     - ``forward``, which calls the class's: Dynamo goes straight to that where the instance has none, and who compiles
       around the model would not meet its call.
-    - ``__jit_ignored_attributes__``: what `torch.jit.script` is not to read, which are all these and PLACE.
     - ``compile``, which would put another call in this one's place: an error.
     - ``_replicate_for_data_parallel``: a replica would have this model's call, with this model's weights: an error.
+    - ``__prepare_scriptable__``: `torch.jit.script` would give its result this model's call: an error.
     - ``__getstate__``: what copies and saves the model sees none of these, as `torch.nn.Module.__getstate__` hides
       PLACE.
     """
 
     def state() -> dict[str, Any]:
         found = {**type(model).__getstate__(model)}  # pyright: ignore
-        return {name: value for name, value in found.items() if name not in ours or value != ours[name]}
+        return {name: value for name, value in found.items() if value is not ours.get(name)}
 
     def no_replica() -> None:
         raise RuntimeError(
             f"{type(model).__name__} is fused in mode {mode!r}, which nn.DataParallel can not copy to another "
             "device: use DistributedDataParallel, or undo the fusing"
+        )
+
+    def no_script() -> None:
+        raise RuntimeError(
+            f"{type(model).__name__} is fused in mode {mode!r}, which torch.jit.script can not read: give it a copy "
+            "(copy.deepcopy(model)), which is of the plain model, or undo the fusing"
         )
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -150,10 +155,14 @@ def visible(model: nn.Module, mode: str) -> dict[str, Any]:
             "mode='inductor' and leave compile() out, or undo the fusing and compile with an addnorm.FusePass()"
         )
 
-    ours: dict[str, Any] = {"__getstate__": state, "compile": refuse, "_replicate_for_data_parallel": no_replica}
+    ours: dict[str, Any] = {
+        "__getstate__": state,
+        "__prepare_scriptable__": no_script,
+        "_replicate_for_data_parallel": no_replica,
+        "compile": refuse,
+    }
     if "forward" not in model.__dict__:
         ours["forward"] = forward_of_class(model)
-    ours[IGNORED] = [*getattr(model, IGNORED, ()), PLACE, *ours]
     return ours
 
 
@@ -171,9 +180,9 @@ def forward_of_class(model: nn.Module) -> Callable[..., Any]:
 
 
 def hide(model: nn.Module, ours: dict[str, Any]) -> None:
-    """Undoes `visible`, where another has not set these since. `torch.export` sets a copy of the list."""
+    """Undoes `visible`, where another has not set these since."""
     for name, value in ours.items():
-        if name in model.__dict__ and model.__dict__[name] == value:
+        if model.__dict__.get(name) is value:
             del model.__dict__[name]
 
 

@@ -107,11 +107,11 @@ class EagerCall(FusedCall):
         self.look_over()
         copy_quietly(module.graph)
         self.captures += 1
-        piece = Piece(module, self.callers, self.report.record)
+        piece = Piece(module, self.callers, self.report)
         self.report.drawn |= piece.has_drawn
         if not piece.closed:
             self._open.append(piece)
-        return self.noted(lambda *args: piece.run(*args))  # which becomes another when the piece is closed
+        return self.noted(piece.run)
 
     def noted(self, piece: Callable[..., Any]) -> Callable[..., Any]:
         """A captured piece that leaves word when it runs, and does not hold the model."""

@@ -48,8 +48,8 @@ class Report:
     drawn: bool = False  # whether dropouts beside the sites are drawn by the kernels too
 
     def record(self, outcome: Outcome) -> None:
-        """Keep the outcome; of one call captured more than once (train and eval, say) the latest counts,
-        but not one without rows, which tells nothing."""
+        """Keep the outcome; of one call captured more than once (train and eval, say) the one that ran last
+        counts, but not one without rows, which tells nothing."""
         place = outcome.norm, outcome.call
         if outcome.reason != EMPTY or place not in self.outcomes:
             self.outcomes[place] = outcome

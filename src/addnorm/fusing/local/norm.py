@@ -32,10 +32,11 @@ class Norm(Local):
     def matches(cls, module: nn.Module) -> bool:
         if type(module) in TORCHS:
             return len(module.normalized_shape) == 1  # pyright: ignore
+        if not type(module).__name__.endswith(NORMS) or eps_name(module) is None:
+            return False  # its weight is not read: where that is computed, as by spectral_norm, reading it changes it
         weight = getattr(module, "weight", None)
-        named = type(module).__name__.endswith(NORMS) and eps_name(module) is not None
         one_input = len(inspect.signature(module.forward).parameters) == 1
-        return named and one_input and isinstance(weight, Tensor) and weight.dim() == 1
+        return one_input and isinstance(weight, Tensor) and weight.dim() == 1
 
     @classmethod
     def readings(cls, module: nn.Module) -> list[Local]:
