@@ -42,10 +42,12 @@ clean:          ## remove what was built
 
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.h' -o -name '*.cpp')
 
-# torch first and pinned: the extension is built for the torch that it finds.
+# torch first and pinned: the extension is built for the torch that it finds. torch's CUDA builds bring the Triton
+# that they require, its CPU build brings none.
 $(VENV)/ready: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install --quiet 'triton==3.6.0; sys_platform == "linux"'
 	$(PIP) install --quiet --upgrade pip
 	$(PIP) install --quiet --group dev --editable '.[demo,bench]'
 	touch $@

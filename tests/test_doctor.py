@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 from pathlib import Path
 
@@ -18,6 +19,13 @@ def test_without_an_extension_it_says_why_what_it_costs_and_what_helps() -> None
     text = str(seen)
     for part in (seen.extension.reason, doctor.COST, doctor.REMEDY):
         assert part in text
+
+
+def test_the_remedy_names_the_setuptools_that_the_build_needs() -> None:
+    """Without build isolation nothing installs it, and an older one does not read pyproject.toml."""
+    pyproject = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    (needed,) = re.findall(r'"(setuptools>=\d+)"', pyproject)
+    assert needed in doctor.REMEDY
 
 
 def test_with_an_extension_it_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import venv
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import addnorm
 from addnorm.backends import native
@@ -119,12 +126,54 @@ def test_metadata() -> None:
     assert [r for r in importlib.metadata.requires("addnorm") or [] if "extra" not in r] == ["torch>=2.11"]
 
 
+def pins() -> list[Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if not line.startswith("#")]
+
+
+def test_the_oldest_python_has_what_is_pinned() -> None:
+    oldest = importlib.metadata.metadata("addnorm")["Requires-Python"].removeprefix(">=")
+    installed = {found.name.lower(): found.metadata["Requires-Python"] for found in importlib.metadata.distributions()}
+    pinned = [pin for pin in pins() if pin.marker is None or pin.marker.evaluate({"python_version": oldest})]
+    needs = {str(pin): installed.get(pin.name.lower()) or "" for pin in pinned}
+    assert any(needs.values())
+    assert [pin for pin, pythons in needs.items() if oldest not in SpecifierSet(pythons)] == []
+
+
+def test_tritons_version_is_left_to_torch() -> None:
+    """torch's CUDA builds require one each: 2.11 has Triton 3.6.0, 2.13 has 3.7.1, 2.14 has 3.8."""
+    (asked,) = re.findall(r'"(triton\b[^"]*)"', (ROOT / "pyproject.toml").read_text())
+    assert all(version in Requirement(asked).specifier for version in ("3.6.0", "3.7.1", "3.8.0"))
+    assert "triton" not in {pin.name for pin in pins()}
+
+
+def copy_source(tmp_path: Path) -> Path:
+    ignored = shutil.ignore_patterns(".venv", ".git", "build", "dist", "*.so", "*.egg-info", "__pycache__", ".*_cache")
+    return shutil.copytree(ROOT, tmp_path / "source", ignore=ignored)
+
+
+def test_an_sdist_has_the_kernels_where_torch_is_not_there(tmp_path: Path) -> None:
+    """An isolated build has no torch, so that setup.py names no sources of the extension."""
+    source = copy_source(tmp_path)
+    venv.create(tmp_path / "bare")
+    (tmp_path / "path").mkdir()
+    for package in ("setuptools", "_distutils_hack"):
+        (tmp_path / "path" / package).symlink_to(Path(setuptools.__file__).parents[1] / package)
+    command = [str(tmp_path / "bare/bin/python"), "setup.py", "-q", "sdist", "-d", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "path")}
+    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=True)
+    assert "no torch found" in done.stderr
+    with tarfile.open(tmp_path / f"addnorm-{addnorm.__version__}.tar.gz") as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    wanted = {str(path.relative_to(source)) for path in (source / "csrc").rglob("*.*")}
+    assert wanted
+    assert wanted <= names
+
+
 @pytest.mark.slow
 def test_wheel_runs_where_it_is_unpacked(tmp_path: Path) -> None:
     """A wheel built here, installed elsewhere, imported from there, with its kernels."""
-    source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".venv", ".git", "build", "dist", "*.so", "*.egg-info", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, source, ignore=ignored)
+    source = copy_source(tmp_path)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     wheel = [*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(tmp_path), str(source)]
     subprocess.run(wheel, check=True, capture_output=True, text=True)

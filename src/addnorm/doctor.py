@@ -23,7 +23,7 @@ EXTRAS = {
 }
 COST = "CPU calls run through plain torch: the same results, several passes over memory, slower than torch's own norms"
 REMEDY = (
-    "with a C++20 compiler and this torch at hand, in the source folder: "
+    "with a C++20 compiler, setuptools>=77 and this torch at hand, in the source folder: "
     "pip install --no-build-isolation --force-reinstall --no-deps ."
 )
 CALLS = ((torch.float32, "cpu"), (torch.bfloat16, "cpu"), (torch.float32, "cuda"), (torch.float32, "meta"))
