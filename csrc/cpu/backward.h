@@ -202,6 +202,20 @@ struct NoStep {
   ADDNORM_INLINE void close() const {}
 };
 
+// Where 1 / s is less than this, products of g and z may overflow though those of g and xhat do not, and g is scaled down by as much.
+template <class T> constexpr T kSmallRstd = static_cast<T>(sizeof(T) == 4 ? 0x1p-64 : 0x1p-512);
+
+template <class Norm, class Access, class T = typename Access::T>
+ADDNORM_OUTLINE typename Norm::template Gradient<T> gradient_of_large(const BackwardPlan<Access>& p, const BackwardRow<Norm, T>& row) {
+  T sums[Norm::kGradientSums];
+  row_sums<true>(p.call.d, sums, [&](int64_t c, auto n, auto accumulators) ADDNORM_LAMBDA {
+    const auto weights = parameter<Access>(p.weight, c, n);
+    const SumStep<Norm, Access, decltype(n)> sum(p, row, c, n);
+    each<kPieces<T>>([&](auto u) ADDNORM_LAMBDA { sum.add(u, weights.get(u) * kSmallRstd<T>, accumulators[u]); });
+  });
+  return Norm::gradient(row.stats, sums, static_cast<T>(p.call.d), 1 / kSmallRstd<T>);
+}
+
 // One loop goes through a row for its sums, and through the row before it, whose sums are known, to write it: the one computes while
 // the other waits for memory.
 template <class Norm, class Access, Form kForm, bool kSums, bool kWrites, class Streaming, class T = typename Access::T>
@@ -230,7 +244,7 @@ ADDNORM_OUTLINE typename Norm::template Gradient<T> backward_pass(const Backward
   });
   if constexpr (kWrites && kFull)
     if (p.call.drow_scale.data) store_scalar(p.call.drow_scale, row.row, sums[kRowTerms]);
-  if constexpr (kSums) return Norm::gradient(summed.stats, sums, static_cast<T>(p.call.d));
+  if constexpr (kSums) return Norm::gradient(summed.stats, sums, static_cast<T>(p.call.d), T(1));
   else return {};
 }
 
@@ -269,6 +283,7 @@ template <class Norm, class Access, Form kForm, class Streaming> inline void bac
       } else {
         gradient = backward_pass<Norm, Access, kForm, true, false>(p, row, row, gradient, lanes, streaming);
       }
+      if (p.has_dy && row.stats.rstd < kSmallRstd<typename Access::T>) gradient = gradient_of_large(p, row);
     }
   }
   if (!count) return;

@@ -104,6 +104,20 @@ def half_squares_do_not_overflow(backend: str | None) -> None:
     assert torch.equal(stream, subnormal), "subnormal bfloat16 values were flushed"
 
 
+def products_do_not_overflow(backend: str | None) -> None:
+    """Gradients of rows so large that dy * z is beyond the range of float32, in C++."""
+    if backend not in (PLAIN, "cpu"):
+        return
+    for dtype in (F32, BF16):
+        for norm in NORMS:
+            x = (normal((4, 300), 0.0) * 1e36).to(dtype)
+            dy = (x.sign() * normal(x.shape, 1.0).abs() * 1e6).to(dtype)
+            problem = Problem({"x": x, "norm": norm, "weight": normal((300,), 1.0).to(dtype)}, dy=dy)
+            got, want = run(problem, backend), exact(problem)
+            for name, value in want.results.items():
+                agree(f"{name} {dtype} {norm}", got[name], value, want.allowed[name])
+
+
 def lone_subnormals_are_kept(backend: str | None) -> None:
     """One subnormal bfloat16 among ordinary values and zeros, in an output and in a gradient that passes as it is."""
     for column in (0, 1, 17, 130, 299):
@@ -149,6 +163,7 @@ CHECKS: tuple[Check, ...] = (
     constant_rows_give_bias,
     long_column_sums_are_float32,
     half_squares_do_not_overflow,
+    products_do_not_overflow,
     lone_subnormals_are_kept,
     no_worse_than_torch,
 )

@@ -61,16 +61,17 @@ struct Layer {
     return {mean, (row.mean - (mean - added)) + (row.correction - added), row.rstd};
   }
 
-  // ---- backward: dz = (g - mean(g) - xhat * mean(g * xhat)) * rstd, from sums over g and g * (z - mean)
+  // ---- backward: dz = (g - mean(g) - xhat * mean(g * xhat)) * rstd, from sums over g and g * (z - mean), which are to be
+  // multiplied by `grow`
   template <class T> struct Gradient { T shift, slope, offset; };  // xhat = (z - mean) * rstd + shift, dz = g * rstd + xhat * slope + offset
 
   template <class T> static ADDNORM_INLINE void add_gradient(const Row<T>& row, Piece<T>* sums, Piece<T> g, Piece<T> z) {
     sums[0] = sums[0] + g;
     sums[1] = fma(g, z - row.mean, sums[1]);
   }
-  template <class T> static ADDNORM_INLINE Gradient<T> gradient(const Row<T>& row, const T* sums, T d) {
+  template <class T> static ADDNORM_INLINE Gradient<T> gradient(const Row<T>& row, const T* sums, T d, T grow) {
     const T mean_g = sums[0] / d, mean_gxhat = (sums[1] / d - row.correction * mean_g) * row.rstd;
-    return {-row.correction * row.rstd, -mean_gxhat * row.rstd, -mean_g * row.rstd};
+    return {-row.correction * row.rstd, -(mean_gxhat * grow) * row.rstd, -(mean_g * grow) * row.rstd};
   }
   template <class T> static ADDNORM_INLINE Piece<T> normalise(const Row<T>& row, const Gradient<T>& gradient, Piece<T> z) {
     return fma(z - row.mean, row.rstd, gradient.shift);

@@ -29,12 +29,12 @@ struct Rms {
   template <class T> static ADDNORM_INLINE Piece<T> normalise_term(const Row<T>& row, Piece<T> z) { return z * row.rstd; }
   template <class T> static ADDNORM_INLINE Row<T> statistics(const Row<T>& row) { return row; }
 
-  // ---- backward: dz = (g - xhat * mean(g * xhat)) * rstd, from the sum over g * z
+  // ---- backward: dz = (g - xhat * mean(g * xhat)) * rstd, from the sum over g * z, which is to be multiplied by `grow`
   template <class T> struct Gradient { T slope; };  // dz = g * rstd + xhat * slope
 
   template <class T> static ADDNORM_INLINE void add_gradient(const Row<T>&, Piece<T>* sums, Piece<T> g, Piece<T> z) { sums[0] = fma(g, z, sums[0]); }
-  template <class T> static ADDNORM_INLINE Gradient<T> gradient(const Row<T>& row, const T* sums, T d) {
-    return {-(sums[0] / d * row.rstd) * row.rstd};
+  template <class T> static ADDNORM_INLINE Gradient<T> gradient(const Row<T>& row, const T* sums, T d, T grow) {
+    return {-(sums[0] / d * row.rstd * grow) * row.rstd};
   }
   template <class T> static ADDNORM_INLINE Piece<T> normalise(const Row<T>& row, const Gradient<T>&, Piece<T> z) { return z * row.rstd; }
   template <class T> static ADDNORM_INLINE Piece<T> apply(const Row<T>& row, const Gradient<T>& gradient, Piece<T> g, Piece<T> xhat) {
