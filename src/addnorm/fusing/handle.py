@@ -129,7 +129,7 @@ def fuse(
 
     Raises:
         TypeError: model is no module.
-        ValueError: an unknown mode; a model that has been compiled, has a `Monitor`, is TorchScript, has parameters on
+        ValueError: an unknown mode; a model that has been compiled, has a `Monitor`, is TorchScript, has tensors on
             the meta device, or is fused in another mode.
 
     Warns:

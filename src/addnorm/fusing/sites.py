@@ -134,9 +134,11 @@ def site_of(norm: NormCall, order: dict[Node, int], checkpointed: bool = False) 
         return Site(norm, f"the sum's types are {', '.join(sorted(map(str, dtypes)))}")
     whole = [same(shape(add), shape(operand)) for operand in operands]
     x, residual = in_order(operands, whole, order)
-    twice = x is residual  # of what is added to itself, both would need what either has folded in
-    branch = branch_of(x) if whole[operands.index(x)] and not twice else Branch(x)
-    residual, scale, scaling = residual_of(residual) if not twice else (residual, 1.0, ())
+    if x is residual:  # added to itself: both would need what either has folded in
+        branch, scale, scaling = Branch(x), 1.0, ()
+    else:
+        branch = branch_of(x) if whole[operands.index(x)] else Branch(x)
+        residual, scale, scaling = residual_of(residual)
     return Site(
         norm,
         add=add,

@@ -56,7 +56,7 @@ class Monitor:
     Raises:
         TypeError: model is no module, or log can not be called.
         ValueError: every is no positive integer, or the model, a part of it or a model that it is a part of has a
-            monitor already; in a sampled pass, where the model has no Add & Norm site, is TorchScript or has parameters
+            monitor already; in a sampled pass, where the model has no Add & Norm site, is TorchScript or has tensors
             on the meta device.
 
     >>> model, seen = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), []

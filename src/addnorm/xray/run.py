@@ -52,7 +52,7 @@ def inspect(model: nn.Module, batches: Iterable[Batch] | Batch, *, loss: Loss | 
 
     Raises:
         TypeError: model is no module, batches are of another kind, or loss is no function.
-        ValueError: no batch, no real token, no Add & Norm site, a model that is TorchScript or has parameters on the
+        ValueError: no batch, no real token, no Add & Norm site, a model that is TorchScript or has tensors on the
             meta device, a loss that is no scalar with a gradient, or a loss where there are no gradients: no parameter
             requires one, or ``torch.inference_mode()``.
 
