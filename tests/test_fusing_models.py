@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from addnorm.fusing import fuse
@@ -48,6 +49,14 @@ def quiet(model: nn.Module) -> nn.Module:
     return model.train()
 
 
+def smooth(model: nn.Module) -> nn.Module:
+    """With GELU for ReLU, whose derivative jumps where a rounding changes a sign."""
+    for module in model.modules():
+        if getattr(module, "activation", None) is F.relu:
+            module.activation = F.gelu
+    return model
+
+
 def assert_as_good(after: dict[str, Tensor], before: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
     """Error against float64 at most twice the original's, plus roundings of the whole."""
     assert after.keys() == before.keys() == exact.keys()
@@ -87,7 +96,7 @@ def test_bfloat16_and_dropout_by_seed(name: str) -> None:
     case = CASES[name]
     torch.manual_seed(1)
     inputs = cast(case.inputs(), torch.bfloat16)
-    model = quiet(build(case, torch.bfloat16))
+    model = smooth(quiet(build(case, torch.bfloat16)))
     before = results(model, inputs)
     exact = results(copy.deepcopy(model).double(), cast(inputs, torch.float64))
     with fuse(model) as handle:
